@@ -203,9 +203,13 @@ BOARD = Board(
             lines(
                 "Files",
                 PLAIN,
-                "1 while the exporter uses the current --web.config.file (no line without that option), "
-                "and errors of --state-file.",
+                "1 while the exporter uses the current --web.config.file and --config.file (no line without these "
+                "options), and errors of --state-file.",
                 {
+                    "config file valid": "min(celery_exporter_config_last_reload_successful)",
+                    "config file reloads": (
+                        "sum(changes(celery_exporter_config_last_reload_success_timestamp_seconds[$__rate_interval]))"
+                    ),
                     "web config up to date": "min(celery_exporter_web_config_up_to_date)",
                     "state file, {{operation}} errors": q.increase(
                         "celery_exporter_state_file_errors_total", "operation"

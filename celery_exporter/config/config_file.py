@@ -1,7 +1,7 @@
 """--config.file: YAML → what the options would have on the command line.
 
 A key is the name of an option with underscores. `brokers` maps the name of each broker to keys of its own;
-of the others, those of `PER_BROKER` are the defaults of all brokers. The JSON Schema,
+of the others, those of `PER_BROKER_GROUPS` are the defaults of all brokers. The JSON Schema,
 docs/reference/config.schema.json, is generated from the same tables.
 """
 
@@ -41,7 +41,7 @@ BROKER_KEYS = {
 #: Options that say which broker it is: the file has them below `brokers`, or else nothing but them.
 OF_ONE_BROKER = tuple(_SHORT_KEYS)
 #: The name of a broker: a label value, a part of paths and of file names.
-_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 NAME_EXPECTS = "up to 63 letters, digits, _, - and ., a letter or digit first"
 
 
@@ -82,7 +82,7 @@ def _config_file(path: Path, tree: Any) -> ConfigFile:
     sections = _mapping(_mapping(tree, "").get(BROKERS, {}), BROKERS)
     others = {key: value for key, value in tree.items() if key != BROKERS}
     for name in sections:
-        if not _name.fullmatch(name):
+        if not re.fullmatch(NAME_PATTERN, name):
             raise _BadFileError(f"{BROKERS}: got the name {name!r}; it takes {NAME_EXPECTS}")
     settings = _settings(others, KEYS, "", (BROKERS,))
     brokers = {

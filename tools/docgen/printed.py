@@ -8,6 +8,7 @@ from pathlib import Path
 from tools.docgen import (
     api,
     checks,
+    config_file,
     costs,
     event_log,
     explanations,
@@ -32,6 +33,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
     """Return what stands between which marks of which page."""
     return {
         REFERENCE / "options.md": {"options": options.long()},
+        REFERENCE / "config-file.md": {"broker": config_file.broker_keys()},
         REFERENCE / "metrics.md": {"metrics": metrics.long(), "profiles": metrics.others()},
         REFERENCE / "status-api.md": {"api": api.fields("status-api")},
         REFERENCE / "pages-api.md": {"api": api.fields("pages-api")},
@@ -58,6 +60,7 @@ def made() -> Mapping[Path, str]:
         **pages,
         **served,
         **api.made(),
+        **config_file.made(),
         **event_log.made(),
         **explanations.made(),
         **migrating.made(),
