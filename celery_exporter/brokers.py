@@ -138,18 +138,14 @@ class Brokers:
         added = [name for name in settings.brokers if name not in before or name in changed]
         for name in added:
             check(settings.brokers[name].monitor.broker)
-        self.by_name = {name: broker for name, broker in before.items() if name not in changed}
-        _end([before[name] for name in changed])
+        _end([before[name] for name in changed])  # their pages answer meanwhile
+        kept = {name: broker for name, broker in before.items() if name not in changed}
         try:
-            new = self._new(settings, added)
+            self._set(settings, {**kept, **self._new(settings, added)}, added)
         except (BadSettingError, CannotStartError):
-            settings, new = self._settings, self._new(self._settings, changed)
+            self.by_name = kept
+            self._set(self._settings, {**kept, **self._new(self._settings, changed)}, changed)
             raise
-        finally:
-            for broker in new.values():
-                broker.start()
-            self.by_name = {name: {**self.by_name, **new}[name] for name in settings.brokers}
-            self._settings = settings
         log.info("brokers: %s; restarted or new: %s", ", ".join(settings.brokers), ", ".join(added) or "none")
 
     def stop(self, deadline: float) -> None:
@@ -169,6 +165,13 @@ class Brokers:
             for pusher in broker.pushers:
                 if pusher.reopen is not None:
                     pusher.reopen()
+
+    def _set(self, settings: Settings, brokers: Mapping[str, RunningBroker], started: Iterable[str]) -> None:
+        """Use these brokers, in the order of the settings, and start some of them."""
+        for name in started:
+            brokers[name].start()
+        self.by_name = {name: brokers[name] for name in settings.brokers}
+        self._settings = settings
 
     def _new(self, settings: Settings, names: Iterable[str]) -> dict[str, RunningBroker]:
         return {name: self._new_one(settings, name) for name in names}

@@ -111,10 +111,13 @@ def _settings(
     }
 
 
-def suggestion(unknown: str, known: Iterable[str]) -> str:
-    """Return the known name that is most like an unknown one, as the end of an error; empty for none."""
-    similar = difflib.get_close_matches(unknown, known, 1)
-    return f"; did you mean {similar[0]}?" if similar else ""
+def suggestion(unknown: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return the known name that is most like an unknown one, as the end of an error; empty for none.
+
+    `prefix` is that of both, which neither argument has.
+    """
+    similar = difflib.get_close_matches(unknown, [*known], 1)
+    return f"; did you mean {prefix}{similar[0]}?" if similar else ""
 
 
 def _argument(option: Option, value: Any, key: str) -> str | tuple[str, ...]:

@@ -195,7 +195,8 @@ def _check_variables(environ: Mapping[str, str]) -> None:
     known = {*(name for option in OPTIONS for name in option.variables), URL_VARIABLE}
     for name in environ:
         if name.startswith(prefix) and name not in known and not _service_variable.fullmatch(name):
-            similar = suggestion(name.removeprefix(prefix), (other.removeprefix(prefix) for other in known))
+            others = (other.removeprefix(prefix) for other in known if other.startswith(prefix))
+            similar = suggestion(name.removeprefix(prefix), others, prefix)
             raise BadSettingError(f"{name}: unknown variable{similar or '; remove it'}")
 
 

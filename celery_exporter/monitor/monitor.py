@@ -187,6 +187,8 @@ class Monitor:
             thread.join(max(0.0, end - time.monotonic()))
             if thread.name == "state" and thread.is_alive():
                 log.error("the state was not saved in time: what was counted since the last saving is lost")
+            elif thread.name == "state" and self._file is not None:
+                self._file.close()  # a reload may open it again in this process
         if self.history is not None:
             self.history.stop()
             self.history.join(max(deadline, time.monotonic()) + LAST_WRITE_SECONDS)

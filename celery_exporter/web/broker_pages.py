@@ -105,10 +105,12 @@ def _app_of_one(scope: Scope, brokers: Mapping[str, BrokerPages]) -> ASGIApp | N
     chosen = QueryParams(scope["query_string"]).get(PARAMETER)
     if chosen is not None and path not in ONLY_OF_ALL:
         return brokers[chosen].app if chosen in brokers else _not_found(brokers)
-    first, *others = brokers
-    if others:
+    first = next(iter(brokers), None)
+    if first is None or path in ONLY_OF_ALL:
+        return None
+    if len(brokers) > 1:
         return brokers[first].app if path in SAME_FOR_ALL or path.startswith("/static/") else None
-    return None if path in ONLY_OF_ALL or (path == METRICS and first) else brokers[first].app
+    return None if path == METRICS and first else brokers[first].app
 
 
 def _below(app: ASGIApp) -> ASGIApp:

@@ -165,9 +165,9 @@ class Exporter(Process):
     def connect(self, timeout: float = ANSWER_TIMEOUT) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
-    def samples(self, headers: dict[str, str] | None = None) -> Samples:
+    def samples(self, headers: dict[str, str] | None = None, *, path: str = "/metrics") -> Samples:
         """Scrape it as curl does, or with the headers `SCRAPER` as Prometheus does."""
-        response = self.get("/metrics", headers)
+        response = self.get(path, headers)
         assert response.status == 200, f"/metrics returned {response.status}: {response.text[:200]}"
         return Samples.of(parse_text(response.text))
 

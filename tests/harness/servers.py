@@ -236,7 +236,10 @@ class RabbitServer4(RabbitServer):
 
 
 class Prometheus(Process):
-    """A Prometheus that scrapes one target each second, and sends alerts to an Alertmanager."""
+    """A Prometheus that scrapes one target each second, and sends alerts to an Alertmanager.
+
+    With `discovery`, `target` is the address of a service discovery, by HTTP at this path.
+    """
 
     name = "prometheus"
 
@@ -251,13 +254,19 @@ class Prometheus(Process):
         alertmanager: str | None = None,
         features: str = "",
         relabel: list[dict[str, Any]] | None = None,
+        discovery: str | None = None,
     ) -> None:
         super().__init__(folder)
         self.program = self.find_program()
         self.features = features
         self.port = free_port()
-        static_config = {"targets": [target], "labels": {"__metrics_path__": path}}
-        jobs = [{"job_name": job, "static_configs": [static_config], "metric_relabel_configs": relabel or []}]
+        targets: dict[str, Any] = {
+            "static_configs": [{"targets": [target], "labels": {"__metrics_path__": path}}]
+        }
+        if discovery is not None:
+            url = f"http://{target}{discovery}"
+            targets = {"http_sd_configs": [{"url": url, "refresh_interval": "1s"}]}
+        jobs = [{"job_name": job, **targets, "metric_relabel_configs": relabel or []}]
         managers = [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []
         (folder / "prometheus.yml").write_text(
             json.dumps(  # JSON is YAML
