@@ -203,8 +203,8 @@ BOARD = Board(
             lines(
                 "Files",
                 PLAIN,
-                "1 while the exporter uses the current --web.config.file and --config.file (no line without these "
-                "options), and errors of --state-file.",
+                "1 while the exporter uses the current --web.config.file and --config.file (no line without "
+                "these options), and errors of --state-file.",
                 {
                     "config file valid": "min(celery_exporter_config_last_reload_successful)",
                     "config file reloads": (

@@ -443,9 +443,9 @@ def _of_broker(url: str, broker: str | None) -> str:
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.pass_context
 def check_config(context: click.Context, file: str) -> None:
-    """Check the configuration file FILE, with the variables of this environment.
+    """Check a configuration file.
 
-    Connects to nothing. Exit code 0: valid; 2: not valid.
+    The variables of this environment count, too. Connects to nothing. Exit code 0: valid; 2: not valid.
     """
     unblock_signals()
     from celery_exporter.broker.connection import check  # noqa: PLC0415  only this command needs it

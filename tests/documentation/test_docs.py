@@ -29,10 +29,12 @@ from harness.statuses import serve_status
 from unit.test_golden_replay import exporter_state
 
 from celery_exporter.cli.main import _command
+from celery_exporter.config import config_file
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.snapshot import take_snapshot
 from celery_exporter.doctor import problems as doctor_problems
+from celery_exporter.errors import BadSettingError
 from celery_exporter.sinks import points as influxdb_points
 from celery_exporter.sinks.log_line import LogLine
 from celery_exporter.sinks.loki import LABELS, _Metadata
@@ -280,6 +282,10 @@ def check_yaml(text: str, folder: Path) -> None:
             path = folder / "prometheus.yml"
             path.write_text(text)
             promtool("check", "config", "--syntax-only", str(path))
+        elif "brokers" in document:
+            path = folder / "config.yml"
+            path.write_text(text)
+            config_file.read(path)
         elif "basic_auth_users" in document:
             web_config.parse(text.encode())
         elif "sinks" in document:
@@ -465,7 +471,7 @@ def test_a_wrong_example_is_found(tmp_path):
         AssertionError,
         subprocess.CalledProcessError,
         msgspec.ValidationError,
-        web_config.BadWebConfigError,
+        BadSettingError,
         jsonschema.ValidationError,
     )
     for language, text in [
@@ -477,6 +483,7 @@ def test_a_wrong_example_is_found(tmp_path):
         ("yaml", "scrape_configs: [{job: celery, scrape_interval: 15s}]\n"),
         ("yaml", "scrape_configs: [{job_name: celery, scrape_interval: 1m}]\n"),
         ("yaml", "basic_auth_users: {prometheus: secret}\n"),
+        ("yaml", "brokers: {shop: {ulr: redis://redis}}\n"),
         ("python", "app.conf.task_send_send_event = True\n"),
         ("python", "CELERY_SEND_TASK_EVENTS = True\n"),
         ("json", '{"version": 1}'),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -42,6 +43,7 @@ NOT_RUN = {
     "rabbitmq-diagnostics": "runs on the host of RabbitMQ; tests/integration/test_blocked.py has the alarm",
     "docker": "no engine; tests/distribution/test_image.py, test_compose.py",
     "export": "sets variables that all commands have here",
+    "kill": "tests/integration/test_several_brokers.py",
     "journalctl": "reads the log of the machine",
     "kubectl": "no cluster; tests/distribution/test_kubernetes.py",
     "make": "tests/integration/test_harness.py, tests/integration/test_benchmarks.py",
@@ -55,6 +57,8 @@ TESTED_ELSEWHERE = {
     "docs/reference/status-api.md": "test_docs.py",
     "docs/tutorials/getting-started.md": "test_getting_started.py",
 }
+#: The configuration file of commands, which has several brokers.
+CONFIG_FILE = "config.yml"
 #: A command that does not end by itself is stopped after this time.
 RUN_SECONDS = 4
 #: The command whose error docs/how-to/migrate.md shows.
@@ -125,6 +129,7 @@ def with_addresses(command: str, cluster: SimpleNamespace) -> str:
         "redis://127.0.0.1:6379/0": cluster.broker.url,
         "redis://127.0.0.1:6380/0": cluster.broker.url,
         "--seconds 60": "--seconds 1",
+        f"/etc/celery-exporter/{CONFIG_FILE}": CONFIG_FILE,
     }
     return re.sub("|".join(map(re.escape, words)), lambda match: words[match[0]], command)
 
@@ -153,6 +158,10 @@ def run_once(command: str, cluster: SimpleNamespace, folder: Path, seconds: int 
         }
     )
     text = with_addresses(command, cluster)
+    if CONFIG_FILE in text:
+        del environment["CELERY_BROKER_URL"]
+        brokers = {name: {"url": cluster.broker.url} for name in ("shop", "billing")}
+        (folder / CONFIG_FILE).write_text(json.dumps({"brokers": brokers}))
     bounded = f"timeout --preserve-status --signal INT {seconds} {text}" if seconds else text
     result = subprocess.run(
         ["bash", "-c", f"{bounded}; exit ${{PIPESTATUS[0]}}"],
@@ -216,7 +225,9 @@ def uses_the_exporter(command: str) -> bool:
 def is_endless(command: str) -> bool:
     """Return whether a command runs until it is stopped."""
     words = command.split()
-    serves = words[0] == "celery-exporter" and (len(words) == 1 or words[1] == "--broker-url")
+    serves = words[0] == "celery-exporter" and (
+        len(words) == 1 or words[1] in {"--broker-url", "--config.file"}
+    )
     return (serves and command != CLASH) or command.endswith("events --dump")
 
 

@@ -124,7 +124,7 @@ def test_a_broker_that_hangs_or_is_down_changes_nothing_of_another(
         eventually(lambda: app.get("/-/ready?broker=frozen").status == 503, 30, what="frozen is not ready")
         for number in range(2, 6):
             client.send_task("tasks.succeed")
-            until_equal(lambda: counted(app), {"healthy": number}, 30)  # noqa: B023  called at once
+            until_equal(lambda: counted(app), {"healthy": number}, 30)
             with TimeSpan(app.pid) as span:
                 samples = app.samples()
             assert span.seconds < MAX_SCRAPE_SECONDS, span

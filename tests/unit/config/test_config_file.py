@@ -191,11 +191,11 @@ def test_variables_of_kubernetes_and_other_commands_are_known(name):
 def test_commands_for_one_broker_name_those_of_the_file(path):
     settings = loaded(path, EXAMPLE)
     assert settings.broker("billing") is settings.brokers["billing"]
-    with pytest.raises(BadSettingError, match="--broker is missing; .* has shop, billing"):
+    with pytest.raises(BadSettingError, match=r"--broker is missing; .* has shop, billing"):
         settings.broker(None)
-    with pytest.raises(BadSettingError, match="--broker: got 'x'; .* has shop, billing"):
+    with pytest.raises(BadSettingError, match=r"--broker: got 'x'; .* has shop, billing"):
         settings.broker("x")
-    with pytest.raises(BadSettingError, match="--broker: got 'x'; no --config.file has brokers"):
+    with pytest.raises(BadSettingError, match=r"--broker: got 'x'; no --config.file has brokers"):
         loaded(path, "broker_url: redis://").broker("x")
 
 
