@@ -65,6 +65,7 @@ STALL, IDLE, START = Target("<= 50 ms", 50), Target("<= 55 MB", 55), Target("<= 
 #: With the details that the history in memory shows; 400 without.
 TASK = Target("<= 500 bytes", 500)
 SINK = Target("<= 2 us", 2)
+BROKERS = Target("<= 1.2 x one broker", 1.2)
 PROFILES = Target("<= 1.1 x one profile", 1.1)
 
 
@@ -283,6 +284,7 @@ def inside_lines(options: Options) -> list[Line]:
     single_profile, *_ = profiles.values()
     sinks = inside("sinks", str(options.tasks))
     histories = inside("history", str(options.tasks))
+    brokers = inside("brokers", str(options.tasks // 10))
     stall = inside("stall", str(options.samples))
     task = inside("memory", str(options.in_flight))
     return [
@@ -295,6 +297,11 @@ def inside_lines(options: Options) -> list[Line]:
         ),
         "an event with a sink, until its record is delivered, so much more than without one",
         *(Row(f"  {name}", "us", [cost], None, None, [(SINK, cost)], "", 2) for name, cost in sinks.items()),
+        "an event by the number of brokers in the process",
+        *(
+            Row(f"  {count}", "us", [cost], None, None, [(BROKERS, ratio(cost, brokers["1"]))], "", 2)
+            for count, cost in brokers.items()
+        ),
         "an event by its history",
         *(Row(f"  {name}", "us", [cost], digits=2) for name, cost in histories.items()),
         *lines,

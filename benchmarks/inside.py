@@ -54,6 +54,8 @@ from celery_exporter.sinks.factory import pushers_for
 SAMPLES_PER_LABEL_SET = 64
 #: The address of the Prometheus server; series are new or old for each server.
 SCRAPER = "127.0.0.1"
+#: Numbers of brokers in one process.
+BROKERS = (1, 10, 50)
 #: Scrapes after the first one, and measurements of each selection of profiles.
 SCRAPES, TURNS = 5, 10
 READ_INTERVAL_SECONDS = 0.001
@@ -324,6 +326,33 @@ def history_once(messages: list[bytes], name: str) -> dict[str, float]:
         return {"event thread": thread, "process": time.process_time() - process}
 
 
+def brokers(tasks: int) -> dict[str, float]:
+    """Return the us of an event for several numbers of brokers in one process, each with its own thread.
+
+    The result has the best of some rounds. Each broker has this number of tasks.
+    """
+    messages = bodies(Cluster(tasks=tasks))
+    rounds = [{str(count): brokers_once(messages, count) for count in BROKERS} for _ in range(SCRAPES)]
+    return {count: min(round_[count] for round_ in rounds) / (4 * tasks) * 1e6 for count in rounds[0]}
+
+
+def brokers_once(messages: list[bytes], count: int) -> float:
+    """Return the CPU seconds of this process for the messages of one of `count` brokers."""
+    exporters = [Exporter() for _ in range(count)]
+
+    def receive(exporter: Exporter) -> None:
+        for message in messages:
+            exporter.receive([message])
+
+    threads = [threading.Thread(target=receive, args=[exporter]) for exporter in exporters]
+    start = time.process_time()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (time.process_time() - start) / count
+
+
 def sink_once(messages: list[bytes], options: dict[str, str]) -> dict[str, float]:
     """Return the CPU seconds of the event thread, and of the process until all records are delivered."""
     exporter = Exporter(**options)
@@ -399,6 +428,7 @@ def pushed(published: bytes) -> bytes:
 
 if __name__ == "__main__":
     measurements = {
-        function.__name__: function for function in (scrape, stall, memory, stages, profiles, sinks, history)
+        function.__name__: function
+        for function in (scrape, stall, memory, stages, profiles, sinks, history, brokers)
     }
     print(json.dumps(measurements[sys.argv[1]](int(sys.argv[2]))))
