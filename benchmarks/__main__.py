@@ -285,6 +285,7 @@ def inside_lines(options: Options) -> list[Line]:
     sinks = inside("sinks", str(options.tasks))
     histories = inside("history", str(options.tasks))
     brokers = inside("brokers", str(options.tasks // 10))
+    shards = inside("shards", str(options.tasks))
     stall = inside("stall", str(options.samples))
     task = inside("memory", str(options.in_flight))
     return [
@@ -302,6 +303,8 @@ def inside_lines(options: Options) -> list[Line]:
             Row(f"  {count}", "us", [cost], None, None, [(BROKERS, ratio(cost, brokers["1"]))], "", 2)
             for count, cost in brokers.items()
         ),
+        "an event in one shard, by the number of shards",
+        *(Row(f"  {count}", "us", [cost], digits=2) for count, cost in shards.items()),
         "an event by its history",
         *(Row(f"  {name}", "us", [cost], digits=2) for name, cost in histories.items()),
         *lines,

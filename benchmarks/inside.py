@@ -56,6 +56,8 @@ SAMPLES_PER_LABEL_SET = 64
 SCRAPER = "127.0.0.1"
 #: Numbers of brokers in one process.
 BROKERS = (1, 10, 50)
+#: Numbers of shards.
+SHARDS = (1, 2, 4, 8)
 #: Scrapes after the first one, and measurements of each selection of profiles.
 SCRAPES, TURNS = 5, 10
 READ_INTERVAL_SECONDS = 0.001
@@ -326,6 +328,25 @@ def history_once(messages: list[bytes], name: str) -> dict[str, float]:
         return {"event thread": thread, "process": time.process_time() - process}
 
 
+def shards(tasks: int) -> dict[str, float]:
+    """Return the us of an event in one shard of N, the best of some rounds."""
+    messages = bodies(Cluster(tasks=tasks))
+    options = {str(count): {"shard": f"0/{count}"} for count in SHARDS}
+    rounds = [
+        {count: shard_once(messages, chosen) for count, chosen in options.items()} for _ in range(SCRAPES)
+    ]
+    return {count: min(round_[count] for round_ in rounds) / (4 * tasks) * 1e6 for count in options}
+
+
+def shard_once(messages: list[bytes], options: dict[str, str]) -> float:
+    """Return the CPU seconds for the messages in one shard."""
+    exporter = Exporter(**options)
+    start = time.process_time()
+    for message in messages:
+        exporter.receive([message])
+    return time.process_time() - start
+
+
 def brokers(tasks: int) -> dict[str, float]:
     """Return the us of an event for several numbers of brokers in one process, each with its own thread.
 
@@ -429,6 +450,6 @@ def pushed(published: bytes) -> bytes:
 if __name__ == "__main__":
     measurements = {
         function.__name__: function
-        for function in (scrape, stall, memory, stages, profiles, sinks, history, brokers)
+        for function in (scrape, stall, memory, stages, profiles, sinks, history, brokers, shards)
     }
     print(json.dumps(measurements[sys.argv[1]](int(sys.argv[2]))))

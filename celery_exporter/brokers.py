@@ -13,6 +13,7 @@ from contextvars import copy_context
 
 from celery_exporter.broker.connection import check
 from celery_exporter.config.schema import BROKER_LABEL, BrokerSettings, Settings
+from celery_exporter.core.shards import part_of
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
@@ -60,7 +61,8 @@ class RunningBroker:
         rows, prefix, static = metrics.selection.rows, metrics.metric_prefix, metrics.static_label
 
         def snapshot() -> Snapshot:
-            return take_snapshot(monitor)
+            whole, shard = take_snapshot(monitor), own.monitor.shard
+            return whole if shard is None else part_of(whole, shard)
 
         plain = PageSource(snapshot, Exposition(rows, prefix, static), tracker)
         #: Its part of the page of all brokers.

@@ -329,10 +329,9 @@ _DOCTOR = _broker_command(
 )
 
 
-def _url_option() -> click.Option:
-    return click.Option(
-        ["--url"], metavar="URL", help="URL of a running exporter. [default: http://127.0.0.1:9808]"
-    )
+def _url_option(text: str = "URL of a running exporter.", *, multiple: bool = False) -> click.Option:
+    help_ = f"{text} [default: http://127.0.0.1:9808]"
+    return click.Option(["--url"], metavar="URL", multiple=multiple, help=help_)
 
 
 def _running_exporter(context: click.Context) -> str:
@@ -388,7 +387,7 @@ def _find(  # noqa: PLR0913  its options
     context: click.Context,
     /,
     uuid: str | None,
-    url: str | None,
+    url: tuple[str, ...],
     broker: str | None,
     *,
     json: bool,
@@ -397,11 +396,11 @@ def _find(  # noqa: PLR0913  its options
 ) -> None:
     """Find a task by its id, or tasks by name, state and more.
 
-    The first eight characters of an id are enough. Asks the exporter on this machine or at --url, about all
-    of its brokers or about --broker. Exit code 0: found; 1: not found, or no answer.
+    The first eight characters of an id are enough. Asks the exporter on this machine, or those at --url,
+    about all brokers or about --broker. Exit code 0: found; 1: not found, or no answer.
     """
     unblock_signals()
-    from celery_exporter.find import exporters_at, find  # noqa: PLC0415  only this command needs it
+    from celery_exporter.find import exporters_of, find  # noqa: PLC0415  only this command needs it
     from celery_exporter.web.client import exporter_at  # noqa: PLC0415
 
     given = {name: text for name, text in query.items() if text is not None}
@@ -409,8 +408,9 @@ def _find(  # noqa: PLR0913  its options
         raise BadSettingError(f"--{next(iter(given)).replace('_', '-')}: got an id, too; use one of the two")
     if why and uuid is None:
         raise BadSettingError("--why: needs the id of a task")
-    exporter = exporter_at(_of_broker(url or _running_exporter(context), broker), "find")
-    context.exit(find(exporters_at(exporter), uuid, given, why=why, as_json=json, is_remote=url is not None))
+    urls = url or (_running_exporter(context),)
+    exporters = exporters_of([exporter_at(_of_broker(one, broker), "find") for one in urls])
+    context.exit(find(exporters, uuid, given, why=why, as_json=json, is_remote=bool(url)))
 
 
 _FIND = Sections(
@@ -427,7 +427,7 @@ _FIND = Sections(
         ),
         click.Option(["--why"], is_flag=True, help="Say why the task is there: look at the broker now."),
         click.Option(["--json"], is_flag=True, help="Print the answer of the API."),
-        _url_option(),
+        _url_option("URL of a running exporter; repeat it to ask all shards.", multiple=True),
         _broker_option(),
     ],
     help=_find.__doc__,

@@ -362,6 +362,14 @@ OPTIONS = (
         default=2.0,
     ),
     Option(
+        name="shard",
+        group="Shards",
+        help="Keep only a part of the tasks: shard I of N, from 0. Run one exporter for each shard.",
+        expects="I/N, such as 0/4",
+        metavar="I/N",
+        parse=parsers.shard,
+    ),
+    Option(
         name="state-file",
         group="State",
         help="A file that keeps counters and unfinished tasks over a restart. For one exporter.",

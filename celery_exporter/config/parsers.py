@@ -11,7 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from celery_exporter.broker.url_file import is_url
+from celery_exporter.core.shards import Shard
 from celery_exporter.core.task_names import QUEUE_NAME_RULES, Pattern
+
+#: Each shard receives all events of the broker.
+MAX_SHARDS = 1_000
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
@@ -118,6 +122,14 @@ def name(text: str) -> str:
         raise ValueError(text)
     text.encode()  # a UnicodeEncodeError, which is a ValueError, if it was not UTF-8
     return text
+
+
+def shard(text: str) -> Shard:
+    """Parse a shard such as 0/4."""
+    index, count = map(int, text.split("/"))
+    if not 0 <= index < count <= MAX_SHARDS:
+        raise ValueError(text)
+    return Shard(index, count)
 
 
 def path(text: str) -> Path:

@@ -112,6 +112,15 @@ class Cluster:
             handler(event, now)
         self.events[kind] += 1
 
+    def apply_to_workers(self, event: Event, now: Timestamp) -> None:
+        """Apply what an event says about its worker and its queue; its task is kept elsewhere."""
+        if event.type in WORKER_TYPES:
+            self.registry.on_worker_event(event, now)
+        elif event.type == "task-sent":
+            self._lifecycle.use_queue(event, now)
+        elif event.type in EFFECTS:
+            self.registry.on_task_event(event, now)
+
     def restrict_records(self, states: Collection[State]) -> None:
         """Make records only of transitions to these states."""
         if self._records is not None:

@@ -84,11 +84,8 @@ class TaskLifecycle:
 
     def on_sent(self, event: Event, now: Timestamp) -> None:
         """Apply a task-sent event of a client."""
-        # By default a message goes to the default exchange, with the queue's name as its routing key.
-        is_copied = (event.exchange or event.routing_key != event.queue) and self._resolve_queue(event)
+        is_copied = self.use_queue(event, now)
         queue, tasks = event.queue, self.tasks
-        if queue is not None and queue not in self._workers.queues.recent and not is_copied:
-            self._workers.use_queue(queue, now)
         task = tasks.get(event.uuid or "")
         if task is not None and task.bucket.state is None and self._is_reused_id(task, event, now):
             self.evict([task], now)
@@ -116,6 +113,15 @@ class TaskLifecycle:
         self.updates.record_sent(task, event, now)
         if tasks.deferred and task.uuid in tasks.deferred:
             self._apply_deferred(task, now)
+
+    def use_queue(self, event: Event, now: Timestamp) -> bool:
+        """Name the queue of a task-sent event; return whether its message went to several, as copies."""
+        # By default a message goes to the default exchange, with the queue's name as its routing key.
+        is_copied = bool(event.exchange or event.routing_key != event.queue) and self._resolve_queue(event)
+        queue = event.queue
+        if queue is not None and queue not in self._workers.queues.recent and not is_copied:
+            self._workers.use_queue(queue, now)
+        return is_copied
 
     def on_received(self, event: Event, now: Timestamp) -> None:
         """Apply a task-received event of a worker."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 import click
@@ -33,7 +33,15 @@ class _BrokerList(Struct):
     brokers: list[_Named]
 
 
-def exporters_at(exporter: Exporter) -> dict[str, Exporter]:
+def exporters_of(exporters: Sequence[Exporter]) -> dict[str, Exporter]:
+    """Return the exporters that are asked, by what tells them apart; see `find`."""
+    if len(exporters) == 1:
+        return _by_broker(exporters[0])
+    every = [one for exporter in exporters for one in _by_broker(exporter).values()]
+    return {exporter.url: exporter for exporter in every}
+
+
+def _by_broker(exporter: Exporter) -> dict[str, Exporter]:
     """Return the exporter of each broker by its name, which is empty if the exporter has only one."""
     try:
         brokers = exporter.get(f"{API}brokers", _BrokerList).brokers
@@ -57,7 +65,8 @@ def find(  # noqa: PLR0913  what is asked, and how it is printed
 ) -> int:
     """Print a task, or those that a query finds; return the exit code: 0, or 1 if nothing is found.
 
-    `exporters` are those of brokers, by name; all are asked. `why` asks where the message of the task is,
+    `exporters` are by the name of their broker or by their URL, and all are asked; the only one has an empty
+    name. `why` asks where the message of the task is,
     which makes the exporter look at the broker. `is_remote` says that the exporter is the one at --url.
     """
     asked = {name: _asked(exporter, uuid, query, why=why) for name, exporter in exporters.items()}
@@ -112,9 +121,11 @@ def _text(answer: _Answer, query: Mapping[str, str], url: str | None) -> str:
     return task_text(answer, time.time())
 
 
-def _headed(broker: str, text: str, separator: str = " ") -> str:
-    """Return a text with the name of its broker before it, if it has one."""
-    return f"broker {broker}:{separator}{text}" if broker else text
+def _headed(name: str, text: str, separator: str = " ") -> str:
+    """Return a text with the broker or the URL that it comes from before it, if there are several."""
+    if not name:
+        return text
+    return f"{name if '://' in name else f'broker {name}'}:{separator}{text}"
 
 
 def _reason(error: NoAnswerError) -> str:

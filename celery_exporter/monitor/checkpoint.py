@@ -33,7 +33,7 @@ from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.monitor.event_subscription import EventSubscription
 from celery_exporter.monitor.naming import Naming, naming_of
 from celery_exporter.persistence import state
-from celery_exporter.persistence.state_file import StateFile, StateFileError
+from celery_exporter.persistence.state_file import StateFile, StateFileError, UnusablePathError
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class ExporterRecord(Struct):
     file_errors: dict[str, int]
     tracker: SeriesTrackerChanges
     unconfirmed: list[int]  # messages of a durable queue that may come again: see AmqpConsumer
+    shard: str = ""  # as --shard has it
 
 
 class Checkpoint(Struct):
@@ -95,12 +96,19 @@ class Restored(Struct):
 def restore(file: StateFile, config: MonitorConfig, broker: str) -> Restored | None:
     """Read the file; return None if it holds no state that this exporter can use.
 
-    `broker` is the identity of the broker. Raises UnavailableError if another process has the file.
+    `broker` is the identity of the broker. Raises UnavailableError if another process has the file, and
+    UnusablePathError if it is of another shard.
     """
     saved = SavedState()
     if not file.load(saved.add) or saved.exporter is None:
         return None
     exporter = saved.exporter
+    if exporter.shard != shard_text(config):
+        file.close()
+        saved_shard, own_shard = (text or "none" for text in (exporter.shard, shard_text(config)))
+        raise UnusablePathError(
+            f"it is of shard {saved_shard}, and not of {own_shard}; give each shard a file of its own"
+        )
     if not is_same_broker(exporter.broker, broker):
         saved_broker, own_broker = (
             " and ".join(identity.split("\n")) for identity in (exporter.broker, broker)
@@ -120,6 +128,11 @@ def restore(file: StateFile, config: MonitorConfig, broker: str) -> Restored | N
     age, label_sets, tasks = time.time() - saved_at, len(cluster.label_sets), len(cluster.tasks)
     log.info("restored %d label sets and %d unfinished tasks, saved %.0f s ago", label_sets, tasks, age)
     return Restored(cluster, exporter, saved.tracker, exporter.naming != naming)
+
+
+def shard_text(config: MonitorConfig) -> str:
+    """Return the shard as the state file has it; empty for the whole cluster."""
+    return "" if config.shard is None else str(config.shard)
 
 
 # -- writing ---------------------------------------------------------------------------------------------
@@ -150,6 +163,7 @@ class CheckpointWriter:
         take_snapshot: Callable[[], Snapshot],
         broker: Callable[[], str],
         naming: Naming,
+        shard: str,
         holds_state: bool,
     ) -> None:
         self._file = file
@@ -158,7 +172,7 @@ class CheckpointWriter:
         self._tracker = tracker
         self._take_snapshot = take_snapshot
         self._broker = broker
-        self._naming = naming
+        self._naming, self._shard = naming, shard
         self._recorder = state.Recorder(state_.cluster)
         self._is_behind = True  # the file must be rewritten
         self._holds_state = holds_state
@@ -254,6 +268,7 @@ class CheckpointWriter:
             file_errors=self._file.errors,
             tracker=self._tracker.changes(time.monotonic(), everything=everything),
             unconfirmed=subscription.unconfirmed(),
+            shard=self._shard,
         )
 
     def _pending(self) -> Pending:

@@ -11,6 +11,7 @@ from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.reconcile import Reconciler
 from celery_exporter.core.records import RecordBuilder
+from celery_exporter.core.shards import ShardOfCluster
 from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.types import Timestamp
@@ -30,6 +31,8 @@ class ClusterState:
         self.cluster = cluster
         self.reconciler = Reconciler(cluster, drops_expired=is_amqp(config.broker))
         self.listening = 0.0  # seconds; written by the event subscription alone
+        #: Applies one event.
+        self.apply = cluster.apply if config.shard is None else ShardOfCluster(cluster, config.shard).apply
 
     def now(self) -> Timestamp:
         """Return the time on both clocks."""

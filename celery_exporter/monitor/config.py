@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.core.limits import Limits
+from celery_exporter.core.shards import Shard
 from celery_exporter.core.task_names import Pattern
 from celery_exporter.history.config import HistoryConfig
 from celery_exporter.metrics.config import MetricsConfig
@@ -33,6 +34,7 @@ class MonitorConfig(Struct, frozen=True, kw_only=True):
     task_exclude: Pattern | None
     task_name_rule: tuple[tuple[Pattern, str], ...]
     state_file: Path | None
+    shard: Shard | None
     records: bool  # whether any sink wants records of tasks
     traces: bool  # whether one of them sends spans
     record_arguments: bool

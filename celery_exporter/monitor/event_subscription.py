@@ -206,7 +206,7 @@ class EventSubscription:
 
     def _apply_chunk(self, events: list[Event | Malformed]) -> None:
         now = self._state.now()
-        apply = self._state.cluster.apply
+        apply = self._state.apply
         for event in events:
             if isinstance(event, Event):
                 try:

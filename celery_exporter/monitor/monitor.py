@@ -34,7 +34,7 @@ from celery_exporter.core.snapshot import ConfigFileView, ExporterState, Snapsho
 from celery_exporter.history.config import HistoryConfig
 from celery_exporter.history.writer import HistoryWriter
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
-from celery_exporter.monitor.checkpoint import CheckpointWriter, Restored, restore
+from celery_exporter.monitor.checkpoint import CheckpointWriter, Restored, restore, shard_text
 from celery_exporter.monitor.cluster_state import ClusterState, new_cluster
 from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.monitor.event_subscription import READ_SECONDS, EventSubscription
@@ -156,6 +156,7 @@ class Monitor:
             take_snapshot=self._take_snapshot,
             broker=self._source.identity,
             naming=naming_of(self._config),
+            shard=shard_text(self._config),
             holds_state=holds_state,
         )
         is_due = self.subscription.is_waiting

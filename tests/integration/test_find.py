@@ -7,6 +7,7 @@ import json
 import pytest
 from harness.exporter import Exporter, run_cli
 from harness.waiting import eventually
+from harness.workers import client as make_client
 
 
 def find(app: Exporter, *arguments: str, code: int = 0) -> str:
@@ -51,3 +52,30 @@ def test_what_became_of_each_task(running, exporter, worker, client):
 def test_without_a_history_find_says_how_to_get_one(running, exporter, option):
     app = running(exporter(option)).connected()
     assert option in find(app, "00000000", code=1)
+
+
+def test_all_shards_are_asked_that_are_named(running, tmp_path, redis_broker):
+    """Each keeps a part of the tasks."""
+    apps = [
+        Exporter(tmp_path / f"shard-{index}", redis_broker.url, "--shard", f"{index}/2") for index in range(2)
+    ]
+    running(*apps)
+    for app in apps:
+        app.connected()
+    with make_client(redis_broker.url) as client:
+        sent = {client.send_task("tasks.succeed", queue="elsewhere").id for _ in range(20)}
+    urls = [f"http://127.0.0.1:{app.port}" for app in apps]
+    arguments = [argument for url in urls for argument in ("--url", url)]
+
+    def pages() -> dict[str, list[dict]]:
+        result = run_cli("find", "--state", "PENDING", "--json", *arguments)
+        return {url: page["tasks"] for url, page in json.loads(result.stdout).items()}
+
+    eventually(lambda: sum(map(len, pages().values())) == len(sent), 30)
+    parts = [{task["uuid"] for task in tasks} for tasks in pages().values()]
+    assert set.union(*parts) == sent
+    assert all(parts), "both shards have tasks"
+    uuid = min(parts[1])
+    found = run_cli("find", uuid, *arguments)
+    assert (found.returncode, found.stdout.splitlines()[0]) == (0, f"{urls[1]}:")
+    assert "find:" not in found.stderr

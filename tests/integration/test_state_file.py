@@ -321,3 +321,27 @@ def test_created_timestamps_are_those_of_the_start_of_the_state_file(
         assert counts == sorted(counts)
     finally:
         prometheus.kill()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            ("--shard", "0/2"),
+            ("--shard", "1/2"),
+            "it is of shard 0/2, and not of 1/2; give each shard a file",
+        ),
+        (("--shard", "0/2"), (), "it is of shard 0/2, and not of none"),
+        ((), ("--shard", "0/2"), "it is of shard none, and not of 0/2"),
+    ],
+    ids=["another shard", "no shard", "a shard"],
+)
+def test_a_state_file_of_another_shard_is_refused(running, redis_broker, tmp_path, before, after, message):
+    """Its counts are those of other tasks."""
+    path = tmp_path / "state"
+    app = running(Exporter(tmp_path / "exporter", redis_broker.url, "--state-file", str(path), *before))
+    app.connected().stop_cleanly()
+    content = path.read_bytes()
+    refused = run_cli("--broker-url", redis_broker.url, "--state-file", str(path), "--port", "0", *after)
+    assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr
+    assert path.read_bytes() == content

@@ -11,6 +11,7 @@ import random
 import re
 import subprocess
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -42,20 +43,21 @@ def read(recording: Path) -> Iterator[tuple[float, bytes]]:
         yield message["at"], message["body"].encode()
 
 
-def replay(messages, selection: Selection | None = None) -> Snapshot:
+def replay(messages, selection: Selection | None = None, apply_to=attrgetter("apply")) -> Snapshot:
+    """Return a snapshot after these messages; `apply_to` returns what applies an event to a cluster."""
     selection = selection or select(("native",), MetricOptions())
     aggregates = Aggregates(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
     cluster = Cluster(
         Limits(), aggregates, selection.labels, clients=selection.clients, hosts=selection.hosts
     )
-    wall = 0.0
+    wall, apply = 0.0, apply_to(cluster)
     for at, body in messages:
         events = decode(body)
         assert all(isinstance(event, Event) for event in events), "events of real workers are well-formed"
         wall = max(wall, *(event.timestamp for event in events))
         now = Timestamp(at, wall + 0.001)
         for event in events:
-            cluster.apply(event, now)
+            apply(event, now)
         cluster.expire(now)
     infos = {
         name: WorkerInfo(

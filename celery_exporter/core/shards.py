@@ -1,0 +1,60 @@
+"""Shards: several exporters receive all events of a cluster, and each keeps a part of its tasks (--shard).
+
+A task belongs to one shard by its uuid, as the series of a worker do by its name. Those of queues and of the
+broker belong to the first shard. Invariant: below the limits of series, the sums over all shards are those of
+one exporter. Every shard knows all workers and queues, since what is known of a task follows from them.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from celery_exporter.core.cluster import Cluster
+from celery_exporter.core.events import WORKER_TYPES, Event
+from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.core.types import Timestamp
+
+
+class Shard(Struct, frozen=True):
+    """One of `count` shards, from 0."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        """Return it as the option has it."""
+        return f"{self.index}/{self.count}"
+
+    def has(self, key: str) -> bool:
+        """Return whether a uuid or a node name belongs to this shard."""
+        return zlib.crc32(key.encode("utf-8", "replace")) % self.count == self.index
+
+
+class ShardOfCluster:
+    """Applies the events of all tasks to a cluster that keeps those of one shard."""
+
+    def __init__(self, cluster: Cluster, shard: Shard) -> None:
+        self._cluster = cluster
+        self._shard = shard
+
+    def apply(self, event: Event, now: Timestamp) -> None:
+        """Apply an event of this shard, and what another one says about its worker and its queue."""
+        key = event.hostname if event.type in WORKER_TYPES else event.uuid or ""
+        if self._shard.has(key):
+            self._cluster.apply(event, now)
+        else:
+            self._cluster.apply_to_workers(event, now)
+
+
+def part_of(snapshot: Snapshot, shard: Shard) -> Snapshot:
+    """Return what metrics show of a snapshot that a shard has taken."""
+    part = replace(snapshot, workers=[worker for worker in snapshot.workers if shard.has(worker.name)])
+    if shard.index == 0:
+        return part
+    exporter = replace(
+        part.exporter, unacked=None, blocked=None, malformed=dict.fromkeys(part.exporter.malformed, 0)
+    )
+    return replace(part, exporter=exporter, queues=[], unconsumed={}, requested=(), queue_names=0)

@@ -1,0 +1,59 @@
+"""The sums over shards are exact: each of several exporters keeps a part of the tasks (--shard)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.exporter import Exporter, Samples
+
+from .jobs import BACK_OFF, KILLED, LATER, PLAIN, send_shuffled
+from .scene import FULL, Scene
+from .test_endings import send_expired, send_revoked
+
+CELERY = ("celery",)
+
+
+class Shards:
+    """Several exporters, and the sums of their samples, as Prometheus adds up the targets of a job."""
+
+    def __init__(self, exporters: list[Exporter]) -> None:
+        self.exporters = exporters
+
+    def alive(self) -> bool:
+        """Return whether all run."""
+        return all(exporter.alive() for exporter in self.exporters)
+
+    def connected(self) -> None:
+        """Wait until all receive events."""
+        for exporter in self.exporters:
+            exporter.connected()
+
+    def samples(self, **_: Any) -> Samples:
+        """Return the sum of each series."""
+        total = Samples()
+        for exporter in self.exporters:
+            for series, value in exporter.samples().items():
+                total[series] = total.get(series, 0.0) + value
+        return total
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8] if FULL else [2])
+def test_shards(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
+    labels = ("--task-labels", "queue_name,worker")
+    exporters = [
+        Exporter(tmp_path / f"shard-{index}", scene.broker.url, *labels, "--shard", f"{index}/{count}")
+        for index in range(count)
+    ]
+    running(*exporters)
+    scene.exporter = Shards(exporters)  # type: ignore[assignment]
+    scene.start(scene.make_worker("one@test", concurrency=2), scene.make_worker("two@test", concurrency=1))
+    send_expired(scene, CELERY)
+    send_revoked(scene, CELERY, 2)
+    send_shuffled(scene, (*PLAIN, *LATER, *BACK_OFF, *KILLED), CELERY)
+    scene.await_ends()
+    samples = scene.assert_exact()
+    assert samples.by("celery_worker_up", "worker") == {("one@test",): 0.0, ("two@test",): 0.0}
+    parts = [exporter.total("celery_tasks_total", state="SUCCESS") for exporter in exporters]
+    assert min(parts) > 0, "each shard has tasks"
