@@ -550,5 +550,24 @@
       'Records that were not delivered in the last %(longWindow)s: {{ printf "%%.0f" $value }}. Metrics are not affected. ' +
       'celery_exporter_sink_records_total has the reason: check whether the receiver keeps up, and what it answers.',
     ),
+
+    // The value is the number of dropped tasks. A file that could not be used yet has no time of a last success.
+    alert(
+      'CeleryHistoryFailing',
+      'exporter',
+      |||
+        sum by (%(exporter)s) (increase(celery_exporter_history_dropped_total[%(longWindow)s])) > 0
+        or
+        (
+          sum by (%(exporter)s) (increase(celery_exporter_history_dropped_total[%(longWindow)s]))
+          unless
+          time() - max by (%(exporter)s) (celery_exporter_history_last_success_timestamp_seconds) < %(historyFailingSeconds)s
+        )
+      |||,
+      'Celery exporter {{ $labels.instance }} does not write all tasks to its history file',
+      'Tasks that were dropped in the last %(longWindow)s: {{ printf "%%.0f" $value }}. While the file cannot be used, the ' +
+      'others wait in memory. Metrics are not affected. ' +
+      'Check the log of the exporter, which has the error, and the disk of --history-file.',
+    ),
   ],
 }

@@ -12,6 +12,7 @@
   silenceSeconds: 120,
   missedRatio: 0.01,
   sinkFailingSeconds: 60,
+  historyFailingSeconds: 60,
   window: '5m',
   longWindow: '15m',
   pollingTasks: 'celery[.]chord_unlock',
@@ -38,5 +39,6 @@
     CelerySeriesOverflow: { severity: 'warning', 'for': '5m' },
     CelerySinkFailing: { severity: 'warning', 'for': '5m' },
     CelerySinkRecordsLost: { severity: 'warning', 'for': '5m' },
+    CeleryHistoryFailing: { severity: 'warning', 'for': '5m' },
   },
 }

@@ -92,6 +92,15 @@ HISTORY_FAILING = Problem(
     "the history file has not been written for {seconds}: {error}",
     "the error says what helps; as soon as the file can be used, it is, without a restart; metrics do not "
     "depend on it",
+    "CeleryHistoryFailing",
+)
+HISTORY_INCOMPLETE = Problem(
+    "history",
+    "warning",
+    "the history file lacks the last change of {tasks} in {window}",
+    "celery_exporter_history_dropped_total has the reason: buffer_full needs a faster disk, or a file that "
+    "can be used; for fault, the exporter's log has more",
+    "CeleryHistoryFailing",
 )
 
 # -- workers ---------------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ class Growth(Struct, frozen=True):
     workers: Mapping[str, WorkerGrowth]
     overflowed: int  # counts under the name other because a limit was reached
     lost: Mapping[str, int]  # records by sink that could not be delivered
+    history_dropped: int  # tasks whose last change is not in the history file
     orphans: float | None  # started tasks that no worker reports, on average
     lengths: Sequence[
         tuple[float, Mapping[str, int | None]]
@@ -86,11 +87,12 @@ class _TaskSample(Struct, frozen=True):
 
 
 class _WorkerSample(Struct, frozen=True):
-    """The counts of all workers and sinks, and of series beyond the limit, at one time."""
+    """The counts of all workers, sinks and the history file, and of series beyond the limit, at one time."""
 
     workers: Mapping[str, tuple[int, int]]  # processed, missed
     overflowed: int
     lost: Mapping[str, int]  # records by sink
+    history_dropped: int
 
 
 class _Window(Generic[T]):
@@ -146,6 +148,7 @@ class Recent:
             lost={
                 sink.name: sink.lost - long_first.lost.get(sink.name, 0) for sink in snapshot.exporter.sinks
             },
+            history_dropped=_history_dropped(snapshot) - long_first.history_dropped,
             orphans=_mean(self._orphans.samples, now),
             lengths=[lengths for at, lengths in self._lengths.samples if now - at < LONG_WINDOW],
         )
@@ -184,7 +187,12 @@ def _task_sample(snapshot: Snapshot) -> _TaskSample:
 def _worker_sample(snapshot: Snapshot) -> _WorkerSample:
     workers = {worker.name: (worker.processed_total, worker.missed) for worker in snapshot.workers}
     lost = {sink.name: sink.lost for sink in snapshot.exporter.sinks}
-    return _WorkerSample(workers, snapshot.series_overflowed, lost)
+    return _WorkerSample(workers, snapshot.series_overflowed, lost, _history_dropped(snapshot))
+
+
+def _history_dropped(snapshot: Snapshot) -> int:
+    history = snapshot.exporter.history
+    return sum(history.dropped.values()) if history else 0
 
 
 def _orphans(snapshot: Snapshot) -> int | None:

@@ -6,12 +6,9 @@ from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.quoting import printable
 from celery_exporter.status.facts import short
 from celery_exporter.status.finding import Finding, count, duration, first_of
-from celery_exporter.status.problems import HISTORY_FAILING, RECORDS_LOST, SINK_FAILING
+from celery_exporter.status.problems import HISTORY_FAILING, HISTORY_INCOMPLETE, RECORDS_LOST, SINK_FAILING
 from celery_exporter.status.recent import Growth
 from celery_exporter.status.thresholds import BY_ALERT
-
-#: Seconds after which a history file that cannot be used is reported: another exporter may be about to stop.
-HISTORY_FAILING_SECONDS = 15.0
 
 
 def sinks(snapshot: Snapshot, _: Growth) -> Finding | None:
@@ -31,17 +28,20 @@ def sinks(snapshot: Snapshot, _: Growth) -> Finding | None:
     return SINK_FAILING.finding(seconds=duration(longest), sinks=shown)
 
 
-def history(snapshot: Snapshot, _: Growth) -> Finding | None:
-    """Check that the history file can be used."""
-    view = snapshot.exporter.history
+def history(snapshot: Snapshot, growth: Growth) -> Finding | None:
+    """Check that the history file is written, with all tasks."""
+    view, limit_seconds = snapshot.exporter.history, BY_ALERT[HISTORY_FAILING.alert].limit
     if view is None or (view.last_success is None and view.failing_since is None):
         return None
-    if view.failing_since is None:
-        return HISTORY_FAILING.ok(f"{count(view.tasks or 0, 'task')} in the history file")
-    seconds = snapshot.exporter.at - view.failing_since
-    if seconds < HISTORY_FAILING_SECONDS:
+    failing = 0.0 if view.failing_since is None else snapshot.exporter.at - view.failing_since
+    if failing >= limit_seconds:
+        return HISTORY_FAILING.finding(seconds=duration(failing), error=printable(view.error))
+    if growth.history_dropped > 0:
+        tasks = count(growth.history_dropped, "task")
+        return HISTORY_INCOMPLETE.finding(tasks=tasks, window=duration(growth.long_seconds))
+    if view.failing_since is not None:  # another exporter may be about to stop
         return None
-    return HISTORY_FAILING.finding(seconds=duration(seconds), error=printable(view.error))
+    return HISTORY_FAILING.ok(f"{count(view.tasks or 0, 'task')} in the history file")
 
 
 def sink_records(snapshot: Snapshot, growth: Growth) -> Finding | None:

@@ -51,5 +51,6 @@ TABLE = (
     Threshold("CelerySeriesOverflow", "warning", 300),
     Threshold("CelerySinkFailing", "warning", 300, "sinkFailingSeconds", 60),
     Threshold("CelerySinkRecordsLost", "warning", 300),
+    Threshold("CeleryHistoryFailing", "warning", 300, "historyFailingSeconds", 60),
 )
 BY_ALERT = {row.alert: row for row in TABLE}
