@@ -20,12 +20,15 @@ from celery_exporter.history.codec import Row
 SIZES = (1, 8, 64, 512)
 _HEX_DIGITS, _DASHES, _UUID_LENGTH = frozenset("0123456789abcdef"), {8, 13, 18, 23}, 36
 _decode_texts = msgspec.json.Decoder(list[tuple[int, str]]).decode
-#: SQLite uses a partial index only if the query has its condition, too.
+#: The tasks of each source come in the order of lists, so that a list ends when it is full. SQLite uses a
+#: partial index only if the query has its condition, too.
+_ALL = ("task INDEXED BY task_by_since WHERE 1",)
 _BY_ROOT, _BY_PARENT = (
-    f"SELECT id FROM task INDEXED BY task_by_{name} WHERE {name} = ? AND {name} != {schema.SAME_ID}"
+    f"task INDEXED BY task_by_{name} WHERE {name} = ? AND {name} != {schema.SAME_ID}"
     for name in ("root", "parent")
 )
-_ROOT_ITSELF = f"SELECT id FROM task WHERE uuid = ? AND root = {schema.SAME_ID}"
+_OF_ROOT = (_BY_ROOT, f"task INDEXED BY task_by_uuid WHERE uuid = ? AND root = {schema.SAME_ID}")
+_OF_PARENT = (_BY_PARENT, f"{_BY_ROOT} AND parent = {schema.SAME_ID}")
 _AGGREGATED = f"SELECT json_group_array(json({schema.ROW_JSON})) FROM"
 
 
@@ -83,21 +86,28 @@ def search(connection: sqlite3.Connection, filter_: TaskFilter, limit: int, befo
         since = codec.units(before.since)
         conditions.append(("since <= ?", [since]))
         conditions.append((f"(since < ? OR {schema.UUID_TEXT} < ?)", [since, before.uuid]))
-    is_of_workflow = filter_.root_id is not None or filter_.parent_id is not None
-    index = "" if is_of_workflow else "INDEXED BY task_by_since"
-    where = " AND ".join(text for text, _ in conditions) or "1"
-    sql = (
-        f"{_AGGREGATED} task WHERE id IN (SELECT id FROM task {index} WHERE {where} "
-        f"ORDER BY since DESC, {schema.UUID_TEXT} DESC LIMIT ?)"
-    )
-    parameters = [value for _, values in conditions for value in values]
-    tasks = infos(connection, _rows(connection, sql, [*parameters, limit + 1]))
+    sources, key = _sources(filter_)
+    where = "".join(f" AND {text}" for text, _ in conditions)
+    order = f"ORDER BY since DESC, {schema.UUID_TEXT} DESC LIMIT ?"
+    ids = " UNION ALL ".join(f"SELECT * FROM (SELECT id FROM {source}{where} {order})" for source in sources)
+    parameters = [*key, *(value for _, values in conditions for value in values), limit + 1]
+    rows = _rows(connection, f"{_AGGREGATED} task WHERE id IN ({ids})", parameters * len(sources))
+    tasks = infos(connection, rows)
     tasks.sort(key=lambda task: (task.since, task.uuid), reverse=True)
     last = tasks[limit - 1] if len(tasks) > limit else None
     return Page(tasks[:limit], Cursor(last.since, last.uuid) if last else None, is_complete=True)
 
 
 _Conditions = list[tuple[str, list[Any]]]
+
+
+def _sources(filter_: TaskFilter) -> tuple[Sequence[str], list[Any]]:
+    """Return where tasks are searched, and the parameter that each of these sources has, if any."""
+    if filter_.root_id is not None:
+        return _OF_ROOT, [codec.stored_id(filter_.root_id)]
+    if filter_.parent_id is not None:
+        return _OF_PARENT, [codec.stored_id(filter_.parent_id)]
+    return _ALL, []
 
 
 def _conditions(connection: sqlite3.Connection, filter_: TaskFilter) -> _Conditions | None:
@@ -117,20 +127,12 @@ def _conditions(connection: sqlite3.Connection, filter_: TaskFilter) -> _Conditi
             conditions.append((f"{column} = ?", [number]))
     if filter_.states is not None:
         numbers = [number for number, state in enumerate(schema.STATES) if state in filter_.states]
+        if not numbers:
+            return None
         conditions.append((f"state IN ({','.join('?' * len(numbers))})", numbers))
-    if filter_.root_id is not None:
-        root = codec.stored_id(filter_.root_id)
-        conditions.append(
-            (
-                f"id IN ({_BY_ROOT} UNION ALL {_ROOT_ITSELF})",
-                [root, root],
-            )
-        )
-    if filter_.parent_id is not None:
+    if filter_.root_id is not None and filter_.parent_id is not None:  # the source has the root only
         parent = codec.stored_id(filter_.parent_id)
-        conditions.append(
-            (f"id IN ({_BY_PARENT} UNION ALL {_BY_ROOT} AND parent = {schema.SAME_ID})", [parent, parent])
-        )
+        conditions.append((f"(parent = ? OR (parent = {schema.SAME_ID} AND root = ?))", [parent, parent]))
     if filter_.since is not None:
         conditions.append(("since >= ?", [codec.units(filter_.since)]))
     if filter_.until is not None:

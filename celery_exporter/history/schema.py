@@ -9,7 +9,9 @@ Measured by `benchmarks/history.py`; the results are in docs/explanation/perform
   would not bound the time of two filters that are frequent alone and rare together. This one does: it is
   read whole at worst.
 - `task_by_root` and `task_by_parent` have no entry for a task that is the root itself, or whose parent is
-  the root.
+  the root. With `since`, a page of a workflow of 500,000 tasks takes 0.2 ms instead of 1.5 s. With the other
+  columns, a search for a few of these tasks takes 55 ms instead of 220, for 7 bytes a task. A task that sends
+  so many is usually the root, so `task_by_parent` goes without them.
 - `text`: each name of a task, queue, worker, client or exception once. `used` is at least the `since` of
   each task that refers to it, so a text that is older than all tasks can be removed. Ids are never used
   again.
@@ -38,6 +40,7 @@ COLUMNS = (
     *("uuid", "root", "parent", "details"),
 )
 
+_FILTERED = "since, name, queue, state, worker, exception, runtime"
 CREATE = f"""
 CREATE TABLE task (
     id INTEGER PRIMARY KEY,
@@ -54,9 +57,9 @@ CREATE TABLE task (
     details BLOB NOT NULL
 );
 CREATE UNIQUE INDEX task_by_uuid ON task (uuid);
-CREATE INDEX task_by_since ON task (since, name, queue, state, worker, exception, runtime);
-CREATE INDEX task_by_root ON task (root) WHERE root != {SAME_ID};
-CREATE INDEX task_by_parent ON task (parent) WHERE parent != {SAME_ID};
+CREATE INDEX task_by_since ON task ({_FILTERED});
+CREATE INDEX task_by_root ON task (root, {_FILTERED}) WHERE root != {SAME_ID};
+CREATE INDEX task_by_parent ON task (parent, since) WHERE parent != {SAME_ID};
 CREATE TABLE text (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL UNIQUE, used INTEGER NOT NULL);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};

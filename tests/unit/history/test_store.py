@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from celery_exporter.core.task_info import STATE_NAMES, TaskInfo
 from celery_exporter.core.task_merge import merged
 from celery_exporter.core.task_search import Cursor, TaskFilter
+from celery_exporter.history import store as store_module
 from celery_exporter.history.store import HistoryStore
 from unit.history.task_infos import IDS, NOW, TEXTS, infos, listed, plain, texts, times
 
@@ -138,6 +140,26 @@ def test_pages_together_are_what_a_plain_filter_finds(shared, tasks, filter_, li
         before = page.next
         assert (before, len(page.tasks)) == (Cursor(found[-1].since, found[-1].uuid), limit)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    "filter_",
+    [
+        TaskFilter(root_id="r"),
+        TaskFilter(parent_id="r"),
+        TaskFilter(parent_id="p"),
+        TaskFilter("a", root_id="r"),
+    ],
+)
+def test_a_page_of_a_large_workflow_takes_no_more_steps_than_it_has_tasks(store, monkeypatch, filter_):
+    parents = itertools.cycle(("r", "p"))
+    store.write(
+        [plain(f"u{n}", NOW + n, task_name="a", root_id="r", parent_id=next(parents)) for n in range(4_000)]
+    )
+    monkeypatch.setattr(store_module, "READ_SECONDS", -1.0)
+    monkeypatch.setattr(store_module, "_STEPS", 20_000)
+    for before in (None, Cursor(NOW + 2_000, "")):
+        assert len(store.search(filter_, 20, before).tasks) == 20
 
 
 @given(st.sets(st.sampled_from(IDS)), st.sampled_from(IDS), st.integers(0, 36))
