@@ -124,10 +124,12 @@ class TaskDetails(Struct, gc=False):
         """Return whether an end, of a delivery that is unknown, is of the attempt in the fields.
 
         A worker sends no task-received for a task that it does not register, or that was revoked before. If
-        it rejects a task that failed, or fails one that it rejected, it reports both.
+        it rejects a task that failed, or fails one that it rejected, it reports both. A retry is sent before
+        the end of the attempt before it is reported.
         """
         if self.end is None:
-            return self.received is None and self.started is None
+            is_before = state is State.RETRY and bool(self.attempt)
+            return self.received is None and self.started is None and not is_before
         return worker == self.end.worker and {state, self.end.state} == {State.FAILURE, State.REJECTED}
 
     def switch(self, attempt: int | None) -> None:

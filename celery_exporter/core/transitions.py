@@ -132,8 +132,9 @@ def _apply_received(
             ready = received  # not before its eta, which the redelivered message still has
     for delivery in _open_deliveries(history, event):
         is_this = delivery.attempt == attempt or delivery.attempt not in history.sent
-        if is_this and delivery.received is None and delivery.started is not None:  # its start came first
-            aggregates.observe_prefetch_wait(label_set, delivery.started - received, event.uuid)
+        started = delivery.started if delivery.received is None else None
+        if is_this and started is not None and started >= event.timestamp:  # its start came first
+            aggregates.observe_prefetch_wait(label_set, started - received, event.uuid)
             delivery.received = received
             return False
     delivery = Delivery(event.hostname, event.pid, attempt, ready or eta or None, received)
@@ -245,14 +246,15 @@ def _find_or_add_unstarted(history: TaskHistory, event: Event) -> Delivery:
     """Return the oldest delivery that a worker has not started; add one if its receipt was not seen.
 
     An added delivery is of the oldest attempt that was sent after the newest received one. If there is none,
-    its `task-sent` was not seen either.
+    its `task-sent` was not seen either. A retry that is due later is another attempt.
     """
     for delivery in _open_deliveries(history, event):
         if delivery.started is None:
             return delivery
     delivered = {delivery.attempt for delivery in history.deliveries}
     newer = (sent for sent in history.sent if history.received is None or sent > history.received)
-    attempt = min((sent for sent in newer if sent not in delivered), default=None)
+    due = (sent for sent in newer if not sent % MAX_ATTEMPTS or history.sent[sent] <= event.timestamp)
+    attempt = min((sent for sent in due if sent not in delivered), default=None)
     if attempt is None:
         is_over = history.received is not None and all(delivery.ended for delivery in history.deliveries)
         attempt = (history.received or 0) + is_over
@@ -274,6 +276,16 @@ def _find_continued(history: TaskHistory, event: Event) -> Delivery | None:
         key=lambda delivery: (generation_of(delivery.attempt), -delivery.attempt),
         default=None,
     )
+
+
+def _find_retried(history: TaskHistory, event: Event) -> Delivery | None:
+    """Return the delivery that was retried; None if it is unknown.
+
+    The next attempt may be received before that is reported.
+    """
+    delivery = _find_continued(history, event)
+    is_next = delivery is not None and delivery.started is None and delivery.attempt % MAX_ATTEMPTS
+    return None if is_next else delivery
 
 
 def _find_finished(history: TaskHistory, event: Event) -> Delivery | None:
@@ -400,7 +412,7 @@ EFFECTS = {
         expected=State.STARTED,
         apply_usual=_apply_usual_failure,
     ),
-    "task-retried": Effect(State.RETRY, _find_continued, _apply_retry, State.RETRY),
+    "task-retried": Effect(State.RETRY, _find_retried, _apply_retry, State.RETRY),
     "task-revoked": Effect(State.REVOKED, _find_finished, _apply_end),
     "task-rejected": Effect(State.REJECTED, _find_continued, _apply_end),
     "task-cancelled": Effect(State.RETRY, _find_continued, _apply_retry, State.RETRY),

@@ -23,6 +23,12 @@ RETRY_LIFE = [
     started(at=6),
     succeeded(at=7),
 ]
+#: The worker sends and receives the next attempt before it reports the end of the one before.
+OVERLAPPING_RETRY = [
+    *(sent(), received(), started()),
+    *(sent(at=0.8, retries=1), received(at=0.9, retries=1), retried(at=1)),
+    *(started(at=2), succeeded(at=5)),
+]
 RETRY_ELSEWHERE = [
     sent(),
     received(),

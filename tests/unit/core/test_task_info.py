@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ from .cluster_driver import (
     succeeded,
     task_event,
 )
-from .lives import RETRY_ELSEWHERE, RETRY_LIFE, any_task_event
+from .lives import OVERLAPPING_RETRY, RETRY_ELSEWHERE, RETRY_LIFE, any_task_event
 
 
 def driver_with_details(limits: Limits | None = None, kept_tasks: int = 100, **options) -> ClusterDriver:
@@ -74,6 +75,17 @@ def test_each_attempt_of_a_retried_task_is_there():
         seen = [(each.retries, each.state, each.worker, each.queue_name) for each in info.attempts]
         assert seen == [(0, "RETRY", "w@h", "q"), (1, "SUCCESS", worker, queue)]
         assert all(None not in {each.sent, each.received, each.started, each.ended} for each in info.attempts)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_task_that_is_first_seen_in_its_first_attempt_has_all_of_the_next_one(cut):
+    """The end of an attempt is not taken for that of the next one, which its worker has received by then."""
+    info = info_of(*OVERLAPPING_RETRY[cut:])
+    (retry,) = [attempt for attempt in info.attempts if attempt.state == "RETRY"]
+    assert (retry.retries or 0, retry.ended, retry.queue_wait_seconds) == (0, T0 + 1, None)
+    last = next(attempt for attempt in info.attempts if attempt.retries == 1)
+    assert last == info_of(*OVERLAPPING_RETRY).attempts[1]
+    assert last.queue_wait_seconds == T0 + 2 - (T0 + 0.8)
 
 
 def test_a_task_that_waits_for_its_retry_has_a_pending_attempt():
