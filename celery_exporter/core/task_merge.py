@@ -25,10 +25,7 @@ MAX_ATTEMPTS = MAX_ATTEMPTS_KEPT + MAX_OPEN_ATTEMPTS + 1
 _KEPT = ("task_name", "queue_name", "root_id", "parent_id", "args", "kwargs", "result")
 #: Fields that are those of the newest attempt.
 _OF_NEWEST = ("runtime_seconds", "exception", "reason", "worker")
-_KEPT_OF_ATTEMPT = (
-    *("retries", "queue_name", "sent", "eta", "received", "started", "runtime_seconds"),
-    "exception",
-)
+_KEPT_OF_ATTEMPT = ("queue_name", "sent", "eta", "received", "started", "runtime_seconds", "exception")
 #: The states of a task whose end an event reported.
 _ENDED = frozenset(STATE_NAMES) - {*OPEN_STATE_NAMES, LOST}
 #: What tells deliveries of one attempt apart.
@@ -76,39 +73,100 @@ def _is_first_known(info: TaskInfo) -> bool:
 def _merged_attempts(newer: Sequence[AttemptInfo], older: Sequence[AttemptInfo]) -> list[AttemptInfo]:
     """Return all attempts of the newer description, and before them those that only the older one has.
 
-    Of those only attempts that are over stay: the newer description knows what workers have now. If it knows
-    no attempt, as after a restart, all stay.
+    Of those only attempts that are over or have a lower number stay: the newer description knows what workers
+    have now. If it knows no attempt, as after a restart, all stay.
     """
     if not newer:
         return [*older]
-    both, over = [*newer], []
-    free = [place for place, attempt in enumerate(newer) if attempt not in older]
-    for attempt in older:
-        if attempt in newer:
+    both, left = [*newer], [attempt for attempt in older if attempt not in newer]
+    unmatched = []
+    for place, attempt in enumerate(newer):
+        if attempt in older:
             continue
-        same = next((place for place in free if _is_same(newer[place], attempt)), None)
-        if same is not None:
-            free.remove(same)
-            both[same] = _filled(newer[same], attempt)
-        elif attempt.ended is not None or attempt.reason is not None:
-            over.append(attempt)
+        same = _find_same(attempt, left)
+        if same is None:
+            unmatched.append(place)
+        else:
+            left.remove(same)
+            both[place] = _filled(attempt, same)
+    over = [attempt for attempt in left if _is_over(attempt) or _is_before_all(attempt, newer)]
+    for place in unmatched:
+        both[place] = _without_wrong_number(newer[place], over)
+    if not _are_numbered(newer) and _are_numbered(both):
+        both.sort(key=_number)
     return [*over, *both][-MAX_ATTEMPTS:]
 
 
+def _are_numbered(attempts: Sequence[AttemptInfo]) -> bool:
+    return all(attempt.retries is not None for attempt in attempts)
+
+
+def _number(attempt: AttemptInfo) -> tuple[int, int]:
+    return attempt.generation, attempt.retries or 0
+
+
+def _find_same(attempt: AttemptInfo, older: Sequence[AttemptInfo]) -> AttemptInfo | None:
+    """Return the older description of an attempt; without a number of the attempt, the newest one started."""
+    same = [other for other in older if _is_same(attempt, other)]
+    if not _is_number_reported(attempt):
+        same = [other for other in reversed(same) if other.started is not None] or same
+    return next(iter(same), None)
+
+
 def _is_same(newer: AttemptInfo, older: AttemptInfo) -> bool:
-    """Return whether two descriptions are of one delivery of one attempt, as far as both know."""
-    if newer.retries != older.retries and None not in {newer.retries, older.retries}:
-        return False
+    """Return whether two descriptions are of one delivery of one attempt, as far as both know.
+
+    After a restart, a number that no event reported counts from 0: it may be too low. So do generations.
+    """
     times = [(getattr(newer, name), getattr(older, name)) for name in _TIMES]
     known = [one == other for one, other in times if None not in {one, other}]
-    is_another = older.ended is not None and newer.ended is None and not known
-    return newer.generation == older.generation and all(known) and not is_another
+    if known:
+        return all(known)
+    is_at_other_worker = older.received is not None and newer.worker not in {None, older.worker}
+    if is_at_other_worker or (older.ended is not None and newer.ended is None):
+        return False
+    if newer.retries is None or older.retries is None:
+        return True
+    if not _is_number_reported(newer):
+        return newer.retries <= older.retries
+    return newer.retries == older.retries and newer.generation in {0, older.generation}
+
+
+def _is_over(attempt: AttemptInfo) -> bool:
+    return attempt.ended is not None or attempt.reason is not None
+
+
+def _is_before_all(attempt: AttemptInfo, others: Sequence[AttemptInfo]) -> bool:
+    """Return whether an attempt was followed by these, and nothing was seen of its end."""
+    numbers = [_number(other) for other in others if other.retries is not None]
+    return attempt.retries is not None and bool(numbers) and _number(attempt) < min(numbers)
+
+
+def _is_number_reported(attempt: AttemptInfo) -> bool:
+    """Return whether an event had the number: those after task-received have none, and it is assumed."""
+    return attempt.retries is not None and (attempt.sent is not None or attempt.received is not None)
+
+
+def _without_wrong_number(attempt: AttemptInfo, before: Sequence[AttemptInfo]) -> AttemptInfo:
+    """Return an attempt without an assumed number that one before it has, or a greater one."""
+    if attempt.retries is None or _is_number_reported(attempt):
+        return attempt
+    is_wrong = any(other.retries is not None and other.retries >= attempt.retries for other in before)
+    return replace(attempt, retries=None) if is_wrong else attempt
 
 
 def _filled(newer: AttemptInfo, older: AttemptInfo) -> AttemptInfo:
+    """Return a newer description with what only the older one knows.
+
+    After a restart, generations are counted from 0 again.
+    """
     unknown = {
         name: value
         for name in _KEPT_OF_ATTEMPT
         if getattr(newer, name) is None and (value := getattr(older, name)) is not None
     }
+    if not _is_number_reported(newer):
+        unknown |= {"retries": older.retries, "generation": older.generation}
+    elif newer.generation == 0:
+        unknown |= {"generation": older.generation}
     return completed(replace(newer, **unknown)) if unknown else newer

@@ -12,8 +12,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,26 +127,26 @@ class HistoryStore:
 
     def write(self, infos: Sequence[TaskInfo]) -> None:
         """Add tasks, or replace their rows, in one transaction."""
-        newest: dict[str, TaskInfo] = {}
+        by_uuid: dict[str, list[TaskInfo]] = {}  # usually one
         for info in infos:
-            newest[info.uuid] = merged(info, newest[info.uuid]) if info.uuid in newest else info
+            by_uuid.setdefault(info.uuid, []).append(info)
         added = 0
         with self._transaction() as connection:
-            for chunk in query.chunks([*newest.values()]):
-                added += self._write_chunk(connection, chunk)
+            for uuids in query.chunks([*by_uuid]):
+                added += self._write_chunk(connection, {uuid: by_uuid[uuid] for uuid in uuids})
         self.count += added
 
-    def _write_chunk(self, connection: sqlite3.Connection, infos: Sequence[TaskInfo]) -> int:
-        """Write some tasks; return how many have no row yet."""
-        rows = query.rows_of(connection, [info.uuid for info in infos])
+    def _write_chunk(self, connection: sqlite3.Connection, infos: Mapping[str, list[TaskInfo]]) -> int:
+        """Write some tasks, each from its descriptions, the oldest first; return how many have no row yet."""
+        rows = query.rows_of(connection, [*infos])
         older_infos = query.infos(connection, rows)
-        former = {info.uuid: (row.id, info) for row, info in zip(rows, older_infos, strict=True)}
+        former = {info.uuid: (row.id, [info]) for row, info in zip(rows, older_infos, strict=True)}
         self._texts.connection = connection
         values: list[tuple[Any, ...]] = []
-        for info in infos:
-            number, older = former.get(info.uuid, (None, None))
-            both = merged(info, older) if older else info
-            values.append((number, *codec.encode(both, self._texts.id_of)))
+        for uuid, descriptions in infos.items():
+            number, older = former.get(uuid, (None, []))
+            info = reduce(lambda before, after: merged(after, before), [*older, *descriptions])
+            values.append((number, *codec.encode(info, self._texts.id_of)))
         start = 0
         while start < len(values):
             size = max(size for size in query.SIZES if size <= len(values) - start)

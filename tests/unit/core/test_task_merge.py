@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -12,7 +13,7 @@ from celery_exporter.core.task_search import find
 from unit.history.task_infos import infos
 
 from .cluster_driver import T0, received, retried, sent, started, succeeded
-from .lives import LIFE, RETRY_ELSEWHERE, RETRY_LIFE
+from .lives import LIFE, OVERLAPPING_RETRY, RETRY_ELSEWHERE, RETRY_LIFE
 from .test_task_info import driver_with_details, info_of
 
 IDS = {"root_id": "r1", "parent_id": "p1"}
@@ -97,10 +98,60 @@ def test_another_delivery_of_an_attempt_that_is_over_is_another_attempt():
         assert merged(newer, older).attempts == [over, attempt]
 
 
-def test_an_open_attempt_that_the_newer_description_does_not_have_is_dropped():
-    older = TaskInfo("u", "add", "q", "STARTED", T0, attempts=[AttemptInfo("STARTED", 0, started=T0)])
-    newer = TaskInfo("u", "add", "q", "SUCCESS", T0 + 9, attempts=[AttemptInfo("SUCCESS", 1, ended=T0 + 9)])
-    assert merged(newer, older) == newer
+def test_an_attempt_that_was_delivered_again_is_only_the_new_delivery():
+    older = info_of(sent(), received(), started())
+    newer = info_of(received(at=50, host="b@h"), started(at=51, host="b@h"))
+    assert merged(newer, older).attempts == newer.attempts
+
+
+def test_an_attempt_whose_end_nothing_was_seen_of_stays_before_a_later_one():
+    older = info_of(sent(), received(), started())
+    newer = info_of(received(at=8, retries=1), started(at=9))
+    assert merged(newer, older).attempts == [*older.attempts, *newer.attempts]
+
+
+#: The events of a task that is retried twice, in the order of their times.
+IN_ORDER = [
+    *(sent(), received(), started(), retried(at=1)),
+    *(sent(at=1.1, retries=1), received(at=1.2, retries=1), started(at=2), retried(at=3)),
+    *(sent(at=3.1, retries=2), received(at=3.2, retries=2), started(at=4), succeeded(at=5)),
+]
+WITHOUT_SENT = [event for event in IN_ORDER if event["type"] != "task-sent"]
+
+
+@pytest.mark.parametrize("events", [LIFE, IN_ORDER, OVERLAPPING_RETRY, WITHOUT_SENT])
+def test_a_restart_without_a_state_file_changes_no_attempt(events):
+    """Wherever it comes. What the new process writes is merged with what it wrote before, too."""
+    attempts = info_of(*events).attempts
+    for cut in range(1, len(events)):
+        older, newer = info_of(*events[:cut]), info_of(*events[cut:])
+        both = merged(newer, older)
+        assert both.attempts == merged(newer, both).attempts == attempts, cut
+
+
+def test_a_number_that_is_only_assumed_is_unknown_if_another_attempt_has_it():
+    older = info_of(sent(), received(), started(), retried(at=1))
+    newer = info_of(started(at=9))
+    assert [each.retries for each in newer.attempts] == [0]
+    both = merged(newer, older)
+    assert [(each.retries, each.state) for each in both.attempts] == [(0, "RETRY"), (None, "STARTED")]
+    ended = merged(info_of(started(at=9), succeeded(at=10)), both)
+    assert [(each.retries, each.state) for each in ended.attempts] == [(0, "RETRY"), (None, "SUCCESS")]
+
+
+REPLACED = [
+    *(sent(), received(), started()),
+    *(sent(at=1, name="mul"), received(at=1.1, name="mul"), started(at=2), succeeded(at=3)),
+]
+
+
+@pytest.mark.parametrize("cut", [4, 5, 6])
+def test_work_that_replaced_a_task_keeps_its_number_over_a_restart_without_a_state_file(cut):
+    older, newer = info_of(*REPLACED[:cut]), info_of(*REPLACED[cut:])
+    expected = info_of(*REPLACED).attempts[1]
+    assert expected.generation == 1
+    both = merged(newer, older)
+    assert both.attempts[-1] == merged(newer, both).attempts[-1] == expected
 
 
 def test_the_attempts_are_bounded():
