@@ -82,6 +82,13 @@ class TaskInfo(Struct, frozen=True):
     args: Annotated[str | None, Meta(description="Arguments (`--record-arguments`).")] = None
     kwargs: Annotated[str | None, Meta(description="Keyword arguments (`--record-arguments`).")] = None
     result: Annotated[str | None, Meta(description="Result (`--record-arguments`).")] = None
+    unseen_since: Annotated[
+        float | None,
+        Meta(
+            description="When the exporter started, if it was open before and nothing was seen of it since: "
+            "it may be over."
+        ),
+    ] = None
 
 
 def is_shown(task: Task) -> bool:

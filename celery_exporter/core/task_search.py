@@ -137,6 +137,11 @@ def find(tasks: TaskTable, uuids: Iterable[str]) -> list[TaskInfo]:
     return [task_info(task) for task in found if task is not None and is_shown(task)]
 
 
+def has(tasks: TaskTable, uuid: str) -> bool:
+    """Return whether the cluster has a task, also if it is not identified yet."""
+    return tasks.get(uuid) is not None or uuid in tasks.kept
+
+
 def all_uuids(tasks: TaskTable) -> list[str]:
     """Return the ids of all tasks, also of those that are kept after their end."""
     return [*tasks.uuids(), *tasks.kept]

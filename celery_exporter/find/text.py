@@ -14,6 +14,8 @@ from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 #: Titles of the columns of a list.
 _TITLES = ("State", "Since (UTC)", "Task", "Queue", "Worker", "Run time", "Exception", "Id")
 
+_UNSEEN = "It was open when the exporter stopped, and nothing was seen of it since the exporter started."
+
 
 def task_text(answer: TaskAnswer, now: float) -> str:
     """Return a task, its attempts and its workflow; `now` is epoch seconds."""
@@ -31,6 +33,9 @@ def task_text(answer: TaskAnswer, now: float) -> str:
         ("result", task.result),
     ]
     lines = [printable(task.uuid), *(f"  {name:11}{printable(text)}" for name, text in facts if text)]
+    if task.unseen_since is not None:
+        since = f"{_at(task.unseen_since)} UTC, {_ago(task.unseen_since, now)}"
+        lines += ["", f"{_UNSEEN} It may be over. The exporter started at {since}."]
     if task.attempts:
         lines += ["", *_aligned([_ATTEMPT_TITLES, *map(_attempt_row, task.attempts)])]
     if len(answer.workflow) > 1:
@@ -52,6 +57,8 @@ def task_list_text(answer: TaskList, query: Mapping[str, str], now: float, url: 
         options = {**query, **({"url": url} if url else {}), "cursor": answer.next}
         words = [f"--{name.replace('_', '-')} {shell_word(text)}" for name, text in options.items()]
         lines += ["", f"More: celery-exporter find {' '.join(words)}"]
+    if any(task.unseen_since is not None for task in answer.tasks):
+        lines += ["", f"unseen: {_UNSEEN}"]
     if answer.problem:
         lines.append(printable(answer.problem))
     if not answer.is_complete:
@@ -77,7 +84,7 @@ def problem_text(problem: Problem) -> str:
 
 def _list_row(task: TaskInfo, now: float) -> tuple[str, ...]:
     return (
-        task.state,
+        _state(task),
         f"{_at(task.since)[:19]} ({_ago(task.since, now)})",
         task.task_name or UNKNOWN,
         task.queue_name or UNKNOWN,
@@ -86,6 +93,10 @@ def _list_row(task: TaskInfo, now: float) -> tuple[str, ...]:
         task.exception or UNKNOWN,
         task.uuid,
     )
+
+
+def _state(task: TaskInfo) -> str:
+    return task.state if task.unseen_since is None else f"{task.state} (unseen)"
 
 
 _ATTEMPT_TITLES = ("Attempt", "State", "Queue", "Worker", "Sent (UTC)", "Due", "Received", "Started", "Ended",
@@ -125,11 +136,11 @@ def _tree(tasks: Sequence[TaskInfo], marked: str) -> Iterator[str]:
         shown.add(task.uuid)
         mark = " <-" if task.uuid == marked else ""
         name, indent = printable(task.task_name or UNKNOWN), "  " * (depth + 1)
-        yield f"{indent}{printable(task.uuid)}  {name}  {task.state}{mark}"
+        yield f"{indent}{printable(task.uuid)}  {name}  {_state(task)}{mark}"
         open_tasks += [(child, depth + 1) for child in reversed(children.get(task.uuid, []))]
     for task in ordered:  # of a circle, which only a hostile client can send
         if task.uuid not in shown:
-            yield f"  {printable(task.uuid)}  {printable(task.task_name or UNKNOWN)}  {task.state}"
+            yield f"  {printable(task.uuid)}  {printable(task.task_name or UNKNOWN)}  {_state(task)}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

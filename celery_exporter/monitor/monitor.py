@@ -99,6 +99,7 @@ class Monitor:
         self.tasks = TaskFinder(
             self.state,
             self.history.store if self.history is not None else None,
+            started=self._started,
             arguments=config.record_arguments,
         )
         self._blocked = BlockedWatch(self._source)

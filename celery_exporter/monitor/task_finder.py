@@ -9,7 +9,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from celery_exporter.core import task_search
-from celery_exporter.core.task_info import TaskInfo
+from celery_exporter.core.task_info import OPEN_STATE_NAMES, TaskInfo
 from celery_exporter.core.task_merge import merged
 from celery_exporter.core.task_search import Cursor, Found, Page, Search, TaskFilter, is_wanted
 from celery_exporter.history.file import HistoryFileError
@@ -30,12 +30,21 @@ _NO_PAGE = Page([], None, is_complete=True)
 class TaskFinder:
     """Finds tasks in the cluster, and in the history file if there is one.
 
-    Without `arguments`, those that an earlier exporter wrote into the file are not shown.
+    `started` (epoch seconds) is when this exporter started, None if no earlier one wrote the file. Without
+    `arguments`, those that an earlier one wrote are not shown.
     """
 
-    def __init__(self, state: ClusterState, history: HistoryStore | None, *, arguments: bool = False) -> None:
+    def __init__(
+        self,
+        state: ClusterState,
+        history: HistoryStore | None,
+        *,
+        started: float | None = None,
+        arguments: bool = False,
+    ) -> None:
         self._state = state
         self._history = history
+        self._started = started
         self._arguments = arguments
 
     def find(self, prefix: str, limit: int = MAX_ALIKE) -> Found:
@@ -44,7 +53,7 @@ class TaskFinder:
         live = exact or (self._find(self._uuids(prefix, limit)) if len(prefix) < WHOLE_LENGTH else [])
         none: list[TaskInfo] = []
         stored, problem = self._ask(lambda history: history.find(prefix, limit), none)
-        found = self._shown(_together(live, stored))
+        found = self._shown(self._together(live, stored))
         return Found(([task for task in found if task.uuid == prefix] or found)[:limit], problem)
 
     def _uuids(self, prefix: str, limit: int) -> list[str]:
@@ -95,7 +104,7 @@ class TaskFinder:
         """
         states = {task.uuid: task.state for task in live}
         current = self._find([task.uuid for task in stored if task.uuid not in states])
-        both = _together([*live, *current], stored)
+        both = self._together([*live, *current], stored)
         return [task for task in both if states.get(task.uuid) == task.state or is_wanted(task, wanted)]
 
     def workflow(self, task: TaskInfo) -> Sequence[TaskInfo]:
@@ -103,7 +112,20 @@ class TaskFinder:
         root = task.root_id or task.uuid
         members = self.search(TaskFilter(root_id=root), MAX_RELATED).tasks
         roots = [] if any(member.uuid == root for member in members) else self.find(root, 1).tasks
-        return _together(members, [*roots, task])
+        return self._together(members, [*roots, task])
+
+    def _together(self, newer: Sequence[TaskInfo], older: Sequence[TaskInfo]) -> list[TaskInfo]:
+        """Return tasks of two sources, each once."""
+        known = {task.uuid: task for task in older}
+        both = [merged(task, known.pop(task.uuid)) if task.uuid in known else task for task in newer]
+        with self._state.lock:
+            unseen = {uuid for uuid in known if not task_search.has(self._state.cluster.tasks, uuid)}
+        return [*both, *(self._marked(task) if task.uuid in unseen else task for task in known.values())]
+
+    def _marked(self, task: TaskInfo) -> TaskInfo:
+        """Return a task that the cluster does not have, marked if it is open: it was so before a restart."""
+        is_open = task.state in OPEN_STATE_NAMES and task.reason is None
+        return replace(task, unseen_since=self._started) if is_open else task
 
     def _ask(self, ask: Callable[[HistoryStore], _T], otherwise: _T) -> tuple[_T, str]:
         """Return what the history file answers, or why it does not."""
@@ -113,13 +135,6 @@ class TaskFinder:
             return ask(self._history), ""
         except HistoryFileError as error:
             return otherwise, str(error)
-
-
-def _together(newer: Sequence[TaskInfo], older: Sequence[TaskInfo]) -> list[TaskInfo]:
-    """Return tasks of two sources, each once."""
-    known = {task.uuid: task for task in older}
-    both = [merged(task, known.pop(task.uuid)) if task.uuid in known else task for task in newer]
-    return [*both, *known.values()]
 
 
 def _place(task: TaskInfo) -> Cursor:

@@ -158,6 +158,13 @@ DIAGNOSES = (
         "--max-tasks. Its last state was {state}, {ago}{by}.",
         ("what happened since then",),
     ),
+    Diagnosis(
+        "unseen",
+        lambda facts: facts.is_unseen,
+        "It was open when the exporter stopped: its last state was {state}, {ago}{by}. Nothing was seen of "
+        "it since the exporter started {started}.{message}",
+        ("whether it is over",),
+    ),
     # A worker has it, by its events.
     Diagnosis(
         "returns",
@@ -385,6 +392,8 @@ def _values(facts: Facts) -> Mapping[str, str]:
         "had": "started" if facts.state == STARTED else "received",
         "online": ago(facts.worker.online, facts.now) if facts.worker and facts.worker.online else "",
         "unknown_since": _unknown_since(facts),
+        "started": ago(facts.exporter.started, facts.now),
+        "message": _MESSAGES.get(location.place, ""),
         "queue": printable(location.queue or facts.queue or ""),
         "position": f"{location.position or 0:,}",
         "length": f"{look.length or 0:,}" if look else "",
@@ -396,6 +405,13 @@ def _values(facts: Facts) -> Mapping[str, str]:
         "busy": busy(facts.consumers or ()),
         "worker_busy": busy([facts.worker] if facts.worker else ()),
     }
+
+
+#: What a look at the broker showed of a task, by `MessageLocation.place`.
+_MESSAGES = {
+    "absent": " The broker has no message of it.",
+    "unacknowledged": " A worker holds its message.",
+}
 
 
 def _unknown_since(facts: Facts) -> str:

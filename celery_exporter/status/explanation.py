@@ -95,6 +95,11 @@ class Facts(Struct, frozen=True):
         return self.task is not None and self.is_open and self.task.reason == FORGOTTEN
 
     @property
+    def is_unseen(self) -> bool:
+        """Return whether the task was open before the exporter started, and nothing was seen of it since."""
+        return self.task is not None and self.task.unseen_since is not None
+
+    @property
     def is_with_worker(self) -> bool:
         """Return whether a worker has the task, by its events."""
         return self.state in {RECEIVED, STARTED}
@@ -178,7 +183,7 @@ class Facts(Struct, frozen=True):
     @property
     def is_before_start(self) -> bool:
         """Return whether the newest event of the task is older than this exporter process."""
-        return self.task is not None and self.task.since < self.exporter.started
+        return self.is_unseen or (self.task is not None and self.task.since < self.exporter.started)
 
     @property
     def is_held_by_worker(self) -> bool:

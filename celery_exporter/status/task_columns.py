@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.status.columns import NAME_LINK, QUEUE_LINK, TASK_LINK, WORKER_LINK, Column, Table
 
 _STATE = Column("State", "state", "state")
@@ -11,6 +16,9 @@ _WORKER = Column("Worker", "worker", "text", link=WORKER_LINK)
 _EXCEPTION = Column("Exception", "exception", "text")
 _RUN_TIME = Column("Run time", "runtime_seconds", "seconds", "From the start to the end.")
 _ID = Column("Id", "uuid", "text", link=TASK_LINK)
+_UNSEEN_MEANING = "The exporter started then. The task was open before, and may be over."
+#: Only where a task has it.
+UNSEEN = Column("Nothing seen since", "unseen_since", "clock", _UNSEEN_MEANING, unit="UTC")
 
 #: The tasks that a search found.
 FOUND = Table(
@@ -30,11 +38,12 @@ FOUND = Table(
     max_rows=500,
     key="uuid",
 )
-#: One task.
+#: One task. Those in `RARE_FACTS` are left out where they are unknown.
 TASK_FACTS = (
     Column("Task", "task.task_name", "text", link=NAME_LINK),
     Column("State", "task.state", "state"),
     Column("Since", "task.since", "ago", "When it entered this state."),
+    Column("Nothing seen since", "task.unseen_since", "clock", _UNSEEN_MEANING, unit="UTC"),
     Column("Queue", "task.queue_name", "text", link=QUEUE_LINK),
     Column("Worker", "task.worker", "text", link=WORKER_LINK),
     Column("Run time", "task.runtime_seconds", "seconds", "Of the newest attempt."),
@@ -48,6 +57,7 @@ TASK_FACTS = (
     Column("Keyword arguments", "task.kwargs", "long", "Only with --record-arguments."),
     Column("Result", "task.result", "long", "Only with --record-arguments."),
 )
+RARE_FACTS = frozenset({"task.unseen_since", "task.args", "task.kwargs", "task.result"})
 ATTEMPTS = Table(
     "attempts",
     "Attempts",
@@ -86,3 +96,11 @@ WORKFLOW = Table(
     max_rows=500,
     key="uuid",
 )
+
+
+def with_unseen(table: Table, tasks: Iterable[TaskInfo]) -> Table:
+    """Return a table of tasks, with a further column if nothing was seen of one since a restart."""
+    if all(task.unseen_since is None for task in tasks):
+        return table
+    place = 1 + table.columns.index(_STATE)
+    return replace(table, columns=(*table.columns[:place], UNSEEN, *table.columns[place:]))

@@ -94,14 +94,19 @@ def charts(query: ChartQuery, at: float = AT) -> Charts:
 
 
 class MadeUpTasks(TaskFinder):
-    """Finds tasks of such a cluster, in a history file of its own; others may be added."""
+    """Finds tasks of such a cluster, in a history file of its own; others may be added.
 
-    def __init__(self, status: Status, count: int = 120) -> None:
+    With `started`, the exporter started then, and has seen nothing of those that are open.
+    """
+
+    def __init__(self, status: Status, count: int = 120, started: float | None = None) -> None:
         config = load({"broker_url": "redis://"}, {}).monitor
         self._folder = TemporaryDirectory()  # removed together with this object
         self._store = HistoryStore(Path(self._folder.name) / "history")
         self._store.open()
-        super().__init__(ClusterState(new_cluster(config), config), self._store, arguments=True)
+        super().__init__(
+            ClusterState(new_cluster(config), config), self._store, started=started, arguments=True
+        )
         rng = random.Random(3)
         names = [task.name for task in status.tasks]
         workers = [worker.name for worker in status.workers]

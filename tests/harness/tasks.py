@@ -192,6 +192,14 @@ def retry_and_hold(self: RecordingTask, gate: str) -> None:
     hold.run(gate)
 
 
+@app.task(bind=True, base=RecordingTask, name="tasks.hold_and_retry")
+def hold_and_retry(self: RecordingTask, gate: str) -> None:
+    """Wait at the gate in the first attempt."""
+    if self.request.retries == 0:
+        hold.run(gate)
+        raise self.retry(countdown=0, exc=OSError("first time"))
+
+
 @app.task(bind=True, base=RecordingTask, name="tasks.hold_late", acks_late=True)
 def hold_late(self: RecordingTask, gate: str) -> None:  # noqa: ARG001
     """Wait until the test opens the gate, and acknowledge the message after that."""

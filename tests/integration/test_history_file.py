@@ -69,6 +69,13 @@ def stored_state(path: Path, uuid: str) -> str | None:
     return None
 
 
+def stored_attempts(path: Path, uuid: str) -> list[str]:
+    """Return the states of the attempts that a task has in the file."""
+    with contextlib.suppress(HistoryFileError), contextlib.closing(connect_reader(path)) as connection:
+        return [attempt.state for info in query.find(connection, uuid, 1) for attempt in info.attempts]
+    return []
+
+
 def publish(app: Exporter, url: str, *numbers: int) -> None:
     """Publish the events of tasks that succeed, and wait until /metrics has them."""
     before = app.total("celery_tasks_total", state="SUCCESS")
@@ -152,6 +159,69 @@ def test_without_a_state_file_the_history_goes_on(running, remembering, worker, 
     assert [attempt["state"] for attempt in now["attempts"]] == ["RETRY", "SUCCESS"]
     assert now["attempts"][1]["started"] == was["attempts"][1]["started"]
     until_equal(lambda: stored_state(path, held), "SUCCESS")
+
+
+def test_a_task_that_ended_while_no_exporter_ran_is_shown_as_unseen(
+    running, remembering, broker, worker, client, outcomes, path
+):
+    """Without a state file, an exporter says of what was open before it that it has seen nothing since."""
+    app = running(remembering()).connected()
+    running(worker("w@box"))
+    held = client.send_task("tasks.hold", ["gate"]).id
+    waiting = client.send_task("tasks.succeed", queue="elsewhere").id
+    until_equal(lambda: [stored_state(path, uuid) for uuid in (held, waiting)], ["STARTED", "PENDING"], 30)
+    assert [task(app, uuid)["unseen_since"] for uuid in (held, waiting)] == [None, None]
+    app.stop_cleanly()
+    outcomes.open_gate("gate")
+    until_equal(lambda: outcomes.total("SUCCESS"), 1, 30)
+
+    app = running(remembering()).connected()
+    start = app.value("process_start_time_seconds") or 0.0
+    assert task(app, held)["state"] == "STARTED"
+    for uuid in (held, waiting):
+        assert start - 1 < task(app, uuid)["unseen_since"] < start + 30
+        assert "It was open when the exporter stopped, and nothing was seen of it since" in find(app, uuid)
+        page = app.get(f"/task/{uuid}").text
+        assert "Nothing seen since" in page
+    assert "STARTED (unseen)  " in find(app, "--state", "STARTED")
+    why = find(app, "--why", held)
+    assert "its last state was STARTED" in why
+    assert "at worker w@box. Nothing was seen of it since the exporter started" in why
+    assert "what happened while the exporter did not run" in why
+    queue = "at position 1 of 1" if broker.kind == "redis" else "queue elsewhere has 1 message"
+    assert queue in eventually(lambda: find(app, "--why", waiting), 30)
+
+    running(worker("v@box", queues="elsewhere"))
+    eventually(lambda: task(app, waiting)["state"] == "SUCCESS", 30)
+    assert task(app, waiting)["unseen_since"] is None
+
+
+def test_attempts_keep_their_numbers_over_a_restart_without_a_state_file(
+    running, remembering, worker, client, outcomes, path
+):
+    """One task is retried and started after the restart, the other one was retried before it."""
+    app = running(remembering()).connected()
+    running(worker("w@box", concurrency=1))
+    later = client.send_task("tasks.retry_once").id
+    first = client.send_task("tasks.hold_and_retry", ["gate"]).id
+    expected = [["RETRY", "RECEIVED"], ["STARTED"]]
+    until_equal(lambda: [stored_attempts(path, uuid) for uuid in (later, first)], expected, 30)
+    before = [task(app, uuid)["attempts"] for uuid in (later, first)]
+    app.stop_cleanly()
+
+    app = running(remembering()).connected()
+    outcomes.open_gate("gate")
+    expected = [["RETRY", "SUCCESS"]] * 2
+    until_equal(lambda: [stored_attempts(path, uuid) for uuid in (later, first)], expected, 30)
+    for uuid, known in zip((later, first), before, strict=True):
+        attempts = task(app, uuid)["attempts"]
+        assert [attempt["retries"] for attempt in attempts] == [0, 1]
+        for attempt, was in zip(attempts, known, strict=False):
+            for name in ("sent", "received", "started", "queue_name", "worker"):
+                assert was[name] in {None, attempt[name]}
+        for attempt in attempts:
+            times = [attempt[name] for name in ("sent", "received", "started", "ended")]
+            assert times == sorted(times)
 
 
 # -- faults of the file --------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ _BLANKS = {name: f"*{name}*" for name in ("state", "worker", "queue", "position"
     "named": " *worker*",
     "silent": "*worker*",
     "online": "*some time* ago",
+    "started": "*some time* ago",
+    "message": "",
     "unknown_since": " since its start *some time* ago",
     "had": "started",
     "eta": "*time*",

@@ -8,7 +8,7 @@ from html import escape
 from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.status.columns import get
 from celery_exporter.status.details import Detail
-from celery_exporter.status.task_columns import ATTEMPTS, TASK_FACTS, WORKFLOW
+from celery_exporter.status.task_columns import ATTEMPTS, RARE_FACTS, TASK_FACTS, WORKFLOW, with_unseen
 from celery_exporter.web.pages.cells import link
 from celery_exporter.web.pages.facts import facts
 from celery_exporter.web.pages.layout import Place, frame
@@ -19,7 +19,6 @@ from celery_exporter.web.task_answers import Problem
 
 MAIN = WORKFLOW.name
 _ATTEMPTS = ShownTable(ATTEMPTS, "", field="task.attempts")
-_WORKFLOW = ShownTable(WORKFLOW, "first_sent")
 TABLES = (ATTEMPTS.name, WORKFLOW.name)
 
 
@@ -35,15 +34,18 @@ class TaskData(Detail, frozen=True, kw_only=True):
 def html(data: TaskData, query: Query, explanation: str = "") -> str:
     """Return the page of a task; `explanation` is the section about where it is."""
     columns = [
-        column for column in TASK_FACTS if column.kind != "long" or get(data, column.field) is not None
+        column
+        for column in TASK_FACTS
+        if column.field not in RARE_FACTS or get(data, column.field) is not None
     ]
+    workflow = ShownTable(with_unseen(WORKFLOW, data.workflow), "first_sent")
     parts = [
         f'<p class="id"><code>{escape(data.task.uuid)}</code>{_trace(data.trace_url)}</p>\n',
         note(data.problem),
         facts(columns, data, query.root),
         explanation,
         table_html(_ATTEMPTS, data, query),
-        table_html(_WORKFLOW, data, query) if len(data.workflow) > 1 else "",
+        table_html(workflow, data, query) if len(data.workflow) > 1 else "",
     ]
     heading = data.task.task_name or "Task"
     url = link("api/v1/tasks/", data.task.uuid)

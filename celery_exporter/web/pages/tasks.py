@@ -11,7 +11,7 @@ from msgspec import Struct
 from celery_exporter.core.task_info import STATE_NAMES, TaskInfo
 from celery_exporter.status.details import Detail
 from celery_exporter.status.model import Status
-from celery_exporter.status.task_columns import FOUND
+from celery_exporter.status.task_columns import FOUND, with_unseen
 from celery_exporter.web.pages.layout import Place, frame
 from celery_exporter.web.pages.query import Query
 from celery_exporter.web.pages.tables import ShownTable
@@ -21,7 +21,6 @@ from celery_exporter.web.task_query import MAX_LIMIT
 
 #: Known names that a field of the form offers. A browser needs long for more.
 MAX_OFFERED = 300
-SHOWN = ShownTable(FOUND, "", MAX_LIMIT)
 
 
 class TasksData(Detail, frozen=True, kw_only=True):
@@ -72,7 +71,8 @@ def html(data: TasksData, status: Status, query: Query) -> str:
     if data.error:
         error = f'<p class="note critical" role="alert">{escape(data.error)}</p>\n'
         return frame(data, form + error, Place("Tasks", "api/v1/summary", "Tasks", query))
-    parts = [form, note(data.problem), table_html(SHOWN, data, query), _pages(data, query)]
+    found = table_html(ShownTable(with_unseen(FOUND, data.tasks), "", MAX_LIMIT), data, query)
+    parts = [form, note(data.problem), found, _pages(data, query)]
     url = f"api/v1/tasks?{urlencode(query.parameters)}"
     return frame(data, "".join(parts), Place("Tasks", url, "Tasks", query, is_single=True))
 

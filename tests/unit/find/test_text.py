@@ -45,6 +45,16 @@ def test_a_task_is_shown_with_each_attempt():
     assert second == ["1", "PENDING", "q", "?", "2023-11-14 22:13:21.500", *("?" * 7)]
 
 
+def test_a_task_that_was_not_seen_since_a_restart_says_so():
+    note = "It was open when the exporter stopped, and nothing was seen of it since the exporter started."
+    unseen = pending("a", unseen_since=NOW - 30)
+    lines = lines_of(unseen, pending("b", "a"))
+    assert f"{note} It may be over. The exporter started at 2023-11-14 22:13:50.000 UTC, 30.0 s ago." in lines
+    assert lines[lines.index("Workflow") + 1 : -2] == ["  a  add  PENDING (unseen) <-", "    b  add  PENDING"]
+    _, row, _, last = task_list_text(TaskList([unseen], None, is_complete=True), {}, NOW).splitlines()
+    assert (row.startswith("PENDING (unseen)  "), last) == (True, f"unseen: {note}")
+
+
 def test_a_workflow_is_a_tree_below_the_task_that_sent_the_others():
     root, child = pending("root"), pending("child", "root")
     lines = lines_of(child, root, pending("grandchild", "child"), pending("other", "gone"))

@@ -36,8 +36,8 @@ def store(tmp_path: Path) -> Iterator[HistoryStore]:
     opened.close()
 
 
-def finder(driver: ClusterDriver, store: HistoryStore | None) -> TaskFinder:
-    return TaskFinder(ClusterState(driver.cluster, CONFIG), store)
+def finder(driver: ClusterDriver, store: HistoryStore | None, started: float | None = None) -> TaskFinder:
+    return TaskFinder(ClusterState(driver.cluster, CONFIG), store, started=started)
 
 
 def all_pages(tasks: TaskFinder, wanted: TaskFilter, limit: int) -> list[TaskInfo]:
@@ -194,6 +194,27 @@ def test_a_task_that_ended_after_the_state_was_saved_last_is_over(store, is_lost
     assert tasks.find("u1").tasks == all_pages(tasks, TaskFilter(), 1) == expected
     assert all_pages(tasks, TaskFilter(states=frozenset({"SUCCESS"})), 1) == expected
     assert all_pages(tasks, TaskFilter(states=frozenset({"LOST", "STARTED"})), 1) == []
+
+
+def test_a_task_that_was_open_before_a_restart_is_unseen_until_an_event_of_it_comes(store):
+    store.write(
+        [plain("open", state="STARTED"), plain("over"), plain("left", state="STARTED", reason="forgotten")]
+    )
+    driver, start = driver_with_details(), T0 + 500
+    tasks = finder(driver, store, start)
+
+    def unseen() -> dict[str, float | None]:
+        found = [*tasks.find("open").tasks, *tasks.search(TaskFilter(), LIMIT).tasks]
+        found += tasks.workflow(tasks.find("open").tasks[0])
+        return {task.uuid: task.unseen_since for task in found}
+
+    assert unseen() == {"open": start, "over": None, "left": None}
+    driver.apply(succeeded("open", at=1_000))
+    assert tasks.find("open").tasks[0].state == "STARTED", "until the reorder window has passed"
+    assert unseen() == {"open": None, "over": None, "left": None}
+    driver.wait(2.5)
+    assert tasks.find("open").tasks[0].state == "SUCCESS"
+    assert unseen() == {"open": None, "over": None, "left": None}
 
 
 @pytest.mark.parametrize("prefix", ["0", "01", "012"])

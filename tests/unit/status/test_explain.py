@@ -70,6 +70,7 @@ def facts(task: TaskInfo | None, location: MessageLocation, **fields) -> Facts:
 
 
 LATER = NOW + 3_600
+UNSEEN = task("STARTED", unseen_since=NOW - 86_400)
 #: Name of a diagnosis, what is known, and what the sentence says.
 CASES = [
     (
@@ -213,6 +214,19 @@ CASES = [
     ("forgotten", facts(task(reason="forgotten"), rabbit()), "Its last state was PENDING, 10 minutes ago."),
     ("forgotten", facts(task("RETRY", 1, reason="forgotten"), held()), "Its last state was RETRY, 1 s ago"),
     ("waiting", facts(task(reason="forgotten"), queued()), "It waits in queue q at position 3 of 7."),
+    (
+        "unseen",
+        facts(UNSEEN, ABSENT, worker=worker()),
+        "STARTED, 10 minutes ago at worker w@h. Nothing was seen of it since the exporter started 24 hours",
+    ),
+    ("unseen", facts(UNSEEN, ABSENT), "started 24 hours ago. The broker has no message of it."),
+    ("unseen", facts(UNSEEN, held(), worker=DOWN), "started 24 hours ago. A worker holds its message."),
+    (
+        "unseen",
+        facts(task("RETRY", 1, unseen_since=NOW - 60), rabbit()),
+        "its last state was RETRY, 1 s ago.",
+    ),
+    ("waiting", facts(task(unseen_since=NOW - 60), queued()), "It waits in queue q at position 3 of 7."),
     ("over", facts(task("LOST", attempts=()), ABSENT), "It has counted as over for 10 minutes"),
     ("just-sent", facts(task(age=2), ABSENT), "Its newest event, PENDING, is 2 s old"),
     ("just-sent", facts(task(age=2), rabbit()), "Its newest event, PENDING, is 2 s old"),
@@ -261,6 +275,7 @@ def test_every_diagnosis_has_a_case():
 def test_each_template_names_known_values_only():
     known = {"state", "ago", "seconds", "worker", "by", "had", "queue", "position", "length", "messages"}
     known |= {"queues", "eta", "taken", "busy", "worker_busy", "named", "silent", "unknown_since", "online"}
+    known |= {"started", "message"}
     for diagnosis in DIAGNOSES:
         assert {name for _, name, _, _ in string.Formatter().parse(diagnosis.sentence) if name} <= known
 
@@ -268,6 +283,7 @@ def test_each_template_names_known_values_only():
 TASKS = [None, *(task(state, age) for state in STATE_NAMES for age in (1, 600))]
 TASKS += [task("LOST", reason=reason) for reason in ("message_gone", "expired", "not_running")]
 TASKS += [task(state, reason="forgotten") for state in OPEN_STATE_NAMES]
+TASKS += [task(state, unseen_since=EXPORTER.started) for state in OPEN_STATE_NAMES]
 TASKS += [task(state, eta=LATER) for state in ("PENDING", "RECEIVED", "RETRY")]
 TASKS += [replace(task("STARTED"), attempts=()), replace(task("RECEIVED"), attempts=())]
 LOCATIONS = [
@@ -328,6 +344,8 @@ def test_what_happened_before_the_exporter_ran_is_unknown():
         known = facts(task(state), rabbit(), worker=worker(), exporter=late)
         assert line in explain(known).unknown
         assert line not in explain(replace(known, task=task(state, 200))).unknown
+        ahead = task(state, -200, unseen_since=late.started)  # by the clock of its sender
+        assert line in explain(replace(known, task=ahead)).unknown
     assert line not in explain(facts(task("SUCCESS"), rabbit(), exporter=late)).unknown
     assert line not in explain(facts(None, rabbit(), exporter=late)).unknown
 

@@ -13,9 +13,10 @@ from harness.statuses import HOSTILE_NAMES, no_snapshot
 from msgspec.structs import replace
 
 from celery_exporter.core.message_location import MessageLocation
-from celery_exporter.core.task_info import STATE_NAMES, TaskInfo
+from celery_exporter.core.task_info import OPEN_STATE_NAMES, STATE_NAMES, TaskInfo
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.status.columns import UNKNOWN
 from celery_exporter.status.explain import NEVER_SEEN
 from celery_exporter.status.explanation import BusyError, Explanation
 from celery_exporter.status.task_columns import ATTEMPTS, FOUND, TASK_FACTS, WORKFLOW
@@ -144,6 +145,21 @@ def test_a_task_is_shown_with_its_attempts_and_workflow():
     links = {attributes.get("href") for tag, attributes in parsed.elements if tag == "a"}
     worker, queue = (TASK.worker or "").replace("@", "%40"), TASK.queue_name
     assert {f"../tasks?name={TASK.task_name}", f"../workers/{worker}", f"../queues/{queue}"} <= links
+
+
+def test_a_task_that_was_not_seen_since_a_restart_has_the_time_of_the_start():
+    """On its own page, in its workflow and in lists; other tasks have no such column."""
+    title, started = "Nothing seen since", 1_790_000_000.0
+    unseen = clusters.MadeUpTasks(CLUSTER, started=started)
+    task = next(task for task in unseen.tasks if task.unseen_since == started)
+    for path, table in (("/tasks", "tasks"), (f"/task/{task.uuid}", "workflow")):
+        code, text, _ = get(path, unseen)
+        parsed = Parsed(text)
+        times = [time for time in parsed.column(table, f"{title} UTC") if time != UNKNOWN]
+        states = [state for state in parsed.column(table, "State") if state in OPEN_STATE_NAMES]
+        assert (code, {*times}, len(times)) == (200, {"09-21 14:13:20"}, len(states))
+        assert title not in get(path)[1]
+    assert f"<dt>{title} " in text
 
 
 def test_the_trace_of_a_task_is_linked():
