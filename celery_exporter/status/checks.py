@@ -1,6 +1,6 @@
 """A snapshot → the findings of all health checks that apply to it.
 
-One table of checks for the status page, the log of a running exporter, `top` and `doctor`. Pure: data and
+One table of checks for the pages, the log of a running exporter, `top` and `doctor`. Pure: data and
 time come in. Invariant: a check returns None as long as it cannot decide. Checks of workers and tasks run
 only while events can arrive, since nothing is known of them otherwise.
 """
@@ -21,59 +21,77 @@ from celery_exporter.status.recent import Growth
 
 Check = Callable[[Snapshot, Growth], Finding | None]
 
-#: Checks of what the exporter writes, whatever the broker does.
-_OF_FILES: Sequence[Check] = (broker.state, sinks.sinks, sinks.history)
-#: In the order in which they are shown.
-CHECKS: Sequence[Check] = (
+#: All checks, in the order in which their findings are shown: what explains others is above them.
+BY_CAUSE: Sequence[Check] = (
+    broker.transport,
     broker.subscription,
-    broker.event_stream,
     broker.publishers,
-    workers.workers,
-    workers.heartbeats,
-    workers.remote_control,
     broker.serializer,
+    broker.event_stream,
+    thresholds.missed_events,
+    workers.duplicate_node_names,
+    workers.workers,
+    thresholds.silent_workers,
+    workers.heartbeats,
     workers.task_events,
     workers.task_sent_events,
+    workers.remote_control,
     workers.clock_skew,
     workers.worker_names,
-    workers.duplicate_node_names,
     queues.queue_lengths,
     queues.queue_names,
     queues.queues_without_consumers,
     queues.unconsumed_messages,
-    *_OF_FILES,
-)
-THRESHOLD_CHECKS: Sequence[Check] = (
+    thresholds.slow_tasks,
     thresholds.failures,
     thresholds.retries,
     thresholds.redeliveries,
-    thresholds.slow_tasks,
-    thresholds.stuck_tasks,
     thresholds.orphaned_tasks,
+    thresholds.stuck_tasks,
     thresholds.queue_depth,
-    thresholds.queue_waits,
     thresholds.oldest_messages,
-    thresholds.silent_workers,
-    thresholds.missed_events,
+    thresholds.queue_waits,
     thresholds.series,
+    broker.state,
+    sinks.sinks,
     sinks.sink_records,
+    sinks.history,
+)
+#: Checks of what the exporter writes, whatever the broker does.
+_OF_FILES = frozenset({broker.state, sinks.sinks, sinks.history})
+THRESHOLD_CHECKS: frozenset[Check] = frozenset(
+    {
+        thresholds.failures,
+        thresholds.retries,
+        thresholds.redeliveries,
+        thresholds.slow_tasks,
+        thresholds.stuck_tasks,
+        thresholds.orphaned_tasks,
+        thresholds.queue_depth,
+        thresholds.queue_waits,
+        thresholds.oldest_messages,
+        thresholds.silent_workers,
+        thresholds.missed_events,
+        thresholds.series,
+        sinks.sink_records,
+    }
 )
 #: Those that need no events.
-QUEUE_THRESHOLD_CHECKS: Sequence[Check] = (
-    thresholds.queue_depth,
-    thresholds.oldest_messages,
-    sinks.sink_records,
+QUEUE_THRESHOLD_CHECKS: frozenset[Check] = frozenset(
+    {thresholds.queue_depth, thresholds.oldest_messages, sinks.sink_records}
 )
+#: Those that need events.
+CHECKS = frozenset(BY_CAUSE) - THRESHOLD_CHECKS - {broker.transport}
 
 
 def run_checks(snapshot: Snapshot, growth: Growth) -> list[Finding]:
-    """Return the findings of the checks that can decide by now, in the order of the tables.
+    """Return the findings of the checks that can decide by now, in the order of `BY_CAUSE`.
 
     `growth` is what was counted up to the snapshot in the last minutes.
     """
     limits = THRESHOLD_CHECKS if can_receive_events(snapshot) else QUEUE_THRESHOLD_CHECKS
-    checks = (*_applicable(snapshot), *limits)
-    return [finding for check in checks if (finding := check(snapshot, growth))]
+    checks = _applicable(snapshot) | limits
+    return [finding for check in BY_CAUSE if check in checks and (finding := check(snapshot, growth))]
 
 
 def is_decided(snapshot: Snapshot, growth: Growth) -> bool:
@@ -81,15 +99,15 @@ def is_decided(snapshot: Snapshot, growth: Growth) -> bool:
     optional = {broker.event_stream, *_OF_FILES}
     if snapshot.exporter.blocked is None:
         optional.add(broker.publishers)
-    return all(check(snapshot, growth) for check in _applicable(snapshot) if check not in optional)
+    return all(check(snapshot, growth) for check in _applicable(snapshot) - optional)
 
 
-def _applicable(snapshot: Snapshot) -> Sequence[Check]:
+def _applicable(snapshot: Snapshot) -> frozenset[Check]:
     exporter = snapshot.exporter
     if exporter.no_events:
-        return (broker.transport, queues.queue_lengths, *_OF_FILES)
+        return _OF_FILES | {broker.transport, queues.queue_lengths}
     if not exporter.broker_up:
-        return (broker.subscription, *_OF_FILES)
+        return _OF_FILES | {broker.subscription}
     if exporter.blocked:
-        return (broker.subscription, broker.publishers, queues.queue_lengths, *_OF_FILES)
+        return _OF_FILES | {broker.subscription, broker.publishers, queues.queue_lengths}
     return CHECKS

@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from celery_exporter.status.facts import NO_ANSWER
+from celery_exporter.status.finding import problems
 from celery_exporter.status.model import Status
 from celery_exporter.status.thresholds import LONG_WINDOW
 
@@ -221,7 +222,7 @@ def rows_of(status: Status, table: Table, sort: str = "", contains: str = "") ->
     """
     rows: Sequence[Any] = getattr(status, table.name)
     if table is FINDINGS:
-        return [finding for finding in rows if finding.severity != "ok"]
+        return problems(rows)
     if table.name == FILTERED:
         rows = [row for row in rows if contains.lower() in row.name.lower()]
     return ordered(rows, sort) if sort else rows

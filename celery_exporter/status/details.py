@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from celery_exporter.status.finding import Finding
+from celery_exporter.status.finding import Finding, problems
 from celery_exporter.status.model import (
     BrokerStatus,
     FailureGroup,
@@ -29,7 +29,10 @@ class Detail(Struct, frozen=True, kw_only=True):
     exporter_version: Annotated[str, Meta(description="Version of the exporter.")]
     at: Annotated[float, Meta(description="When this answer was computed.")]
     broker: Annotated[BrokerStatus, Meta(description="The broker, and the event subscription on it.")]
-    findings: Annotated[Sequence[Finding], Meta(description="Results of health checks that are not ok.")]
+    findings: Annotated[
+        Sequence[Finding],
+        Meta(description="Results of health checks that are not ok, the critical ones first."),
+    ]
 
 
 class WorkerDetail(Detail, frozen=True, kw_only=True):
@@ -95,5 +98,5 @@ def common(status: Status) -> dict[str, Any]:
         "exporter_version": status.exporter_version,
         "at": status.at,
         "broker": status.broker,
-        "findings": [finding for finding in status.findings if finding.severity != "ok"],
+        "findings": problems(status.findings),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -12,6 +12,8 @@ from celery_exporter.quoting import printable
 
 Severity = Literal["ok", "warning", "critical"]
 
+#: Severities of problems, the worst first.
+SEVERITIES: Sequence[Severity] = ("critical", "warning")
 #: Names listed in one message or command.
 MAX_NAMES = 5
 
@@ -46,6 +48,14 @@ class Problem(Struct, frozen=True):
     def ok(self, message: str) -> Finding:
         """Return the finding that the check of this problem did not find it."""
         return Finding(self.check, "ok", message)
+
+
+def problems(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings that are not ok: the critical ones first, else in their order."""
+    return sorted(
+        (finding for finding in findings if finding.severity in SEVERITIES),
+        key=lambda finding: SEVERITIES.index(finding.severity),
+    )
 
 
 def names(workers: Iterable[WorkerView | str]) -> str:

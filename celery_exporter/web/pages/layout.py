@@ -10,8 +10,9 @@ from typing import Any
 from msgspec import Struct
 
 from celery_exporter.status.columns import KINDS, outage
+from celery_exporter.status.finding import problems
 from celery_exporter.web.pages.cells import moment
-from celery_exporter.web.pages.problems import problems, worst
+from celery_exporter.web.pages.problems import worst
 from celery_exporter.web.pages.query import Query
 
 #: Allows only the pages' own files: no inline script or style, no frame of another site.

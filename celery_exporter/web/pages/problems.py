@@ -5,18 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from celery_exporter.status.finding import Finding
-
-#: Severities of problems, the worst first.
-SEVERITIES = ("critical", "warning")
-
-
-def problems(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the findings that are not ok, the worst first."""
-    return sorted(
-        (finding for finding in findings if finding.severity in SEVERITIES),
-        key=lambda finding: SEVERITIES.index(finding.severity),
-    )
+from celery_exporter.status.finding import Finding, problems
 
 
 def worst(findings: Sequence[Finding]) -> str:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
+from celery_exporter.core.cluster import Limits
 from celery_exporter.core.snapshot import JobView, QueueStats
-from celery_exporter.status.checks import is_decided
+from celery_exporter.status.checks import (
+    BY_CAUSE,
+    CHECKS,
+    QUEUE_THRESHOLD_CHECKS,
+    THRESHOLD_CHECKS,
+    is_decided,
+)
 from celery_exporter.status.facts import DISCOVERY_SECONDS
+from celery_exporter.status.finding import problems
 from celery_exporter.status.recent import Recent
 from unit.core.cluster_driver import T0, ClusterDriver, heartbeat, received
 from unit.status.scenario import HEALTHY, REPLIED, TASK, findings, heartbeats, run, severities
@@ -18,15 +27,15 @@ def test_a_healthy_cluster_has_no_problem():
     assert {finding.remedy for finding in by_check.values()} == {""}
     assert list(by_check) == [
         "subscription",
+        "serializer",
+        "duplicate-node-names",
         "workers",
         "heartbeats",
-        "remote-control",
-        "serializer",
         "task-events",
         "task-sent-events",
+        "remote-control",
         "clock-skew",
         "worker-names",
-        "duplicate-node-names",
         "queue-lengths",
         "queue-names",
         "queues-without-consumers",
@@ -34,6 +43,23 @@ def test_a_healthy_cluster_has_no_problem():
         "queue-depth",
         "series",
     ]
+
+
+def test_what_explains_other_problems_is_above_them():
+    """A worker that went down is the cause; messages without a consumer are the consequence."""
+    driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10_000))
+    driver.apply(heartbeat("dead@h"))
+    driver.wait(60)
+    driver.apply(heartbeat("up@h", at=driver.now))
+    driver.cluster.record_inspection({"up@h": replace(REPLIED, queues=("other",))}, driver.timestamp())
+    around = {"listening": 60.0, "jobs": HEALTHY, "queue_stats": {"q": QueueStats(3)}}
+    order = [finding.check for finding in problems(run(driver.shown(at=T0 + driver.now, **around)))]
+    assert order == ["silent-workers", "unconsumed-messages"]
+
+
+def test_all_checks_have_a_place_in_the_order():
+    assert len(BY_CAUSE) == len(set(BY_CAUSE))
+    assert set(BY_CAUSE) >= CHECKS | THRESHOLD_CHECKS | QUEUE_THRESHOLD_CHECKS
 
 
 @pytest.mark.parametrize("listening", [0.0, DISCOVERY_SECONDS - 0.1])

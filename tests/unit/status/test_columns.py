@@ -19,6 +19,7 @@ from celery_exporter.status.columns import (
     sparkline,
     text,
 )
+from celery_exporter.status.finding import Finding
 
 TASKS = next(table for table in TABLES if table.name == "tasks")
 
@@ -68,3 +69,11 @@ def test_a_sparkline_ends_now_and_is_blank_where_the_length_is_unknown():
 
 def test_details_are_fields_of_columns():
     assert {*DETAILS} <= {column.field for table in TABLES for column in table.columns}
+
+
+def test_critical_problems_come_first_and_others_keep_their_order():
+    findings = [Finding(name, severity, "") for name, severity in (
+        ("a", "warning"), ("b", "ok"), ("c", "critical"), ("d", "warning"), ("e", "critical"),
+    )]  # fmt: skip
+    shown = rows_of(replace(STATUS, findings=findings), FINDINGS)
+    assert [finding.check for finding in shown] == ["c", "e", "a", "d"]
