@@ -85,7 +85,7 @@ dashboards: .venv/synced  ## generate the JSON of the Grafana dashboards
 	$(PY) -m dashboards
 	git diff --stat dashboards
 
-screenshots: .venv/synced servers  ## draw the dashboards and the status page of the demo into docs/img
+screenshots: .venv/synced servers  ## draw the dashboards and the pages, at 2 and 80 workers, into docs/img
 	@for program in node npm chromium; do \
 	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw

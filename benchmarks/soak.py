@@ -1,7 +1,7 @@
 """Runs the exporter under load with churn until all limits are reached (make soak).
 
 There are 1,000 events per second, with new names of tasks, queues and workers all the time, and 10 % of the
-tasks never finish. The metrics and the status page are requested regularly, and there is a state file. Twelve
+tasks never finish. The metrics and the overview are requested regularly, and there is a state file. Twelve
 rows show the resources of the process. The run fails if memory, threads or descriptors are higher at the end
 than in the middle.
 """

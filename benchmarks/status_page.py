@@ -1,4 +1,4 @@
-"""Measures the CPU usage of open status pages.
+"""Measures the CPU usage of open pages.
 
     PYTHONPATH=tests .venv/bin/python -m benchmarks.status_page
 

@@ -344,7 +344,7 @@ def _running_exporter(context: click.Context) -> str:
 
 @click.pass_context
 def _top(context: click.Context, /, url: str | None, broker: str | None, **argv: Any) -> None:
-    """Show the status page in the terminal; q quits.
+    """Show the overview in the terminal; q quits.
 
     Workers, queues, tasks, recent failures and problems of the exporter on this machine or at --url; with
     --broker-url, of a broker without an exporter. Without a terminal, prints one snapshot and exits.

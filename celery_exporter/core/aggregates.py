@@ -19,7 +19,7 @@ from celery_exporter.core.types import EXCLUDED, OTHER, UNKNOWN, LabelSet, State
 MAX_EXCEPTIONS = 50
 #: Hosts of clients per label set. The others are added up as `other`.
 MAX_CLIENTS = 100
-#: Newest failures that are kept with their details, for the status page.
+#: Newest failures that are kept with their details, for the pages.
 MAX_FAILURES = 50
 
 

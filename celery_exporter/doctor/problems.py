@@ -1,6 +1,6 @@
 """The problems that only `doctor` can find: one row for each.
 
-Those of the status page are in status/problems.py.
+Those of the overview are in status/problems.py.
 
 A new check is a row here and a function; its name is in check_order.py. What a broker answers when it
 refuses a connection is in remedies.py. The table of checks in the docs is generated from all of these.

@@ -1,7 +1,7 @@
 """Run the checks of `doctor` in order: connection, broker, events and workers, sinks, Prometheus.
 
 Each part needs the one before: a critical finding of the connection ends the run. Events are judged by the
-exporter's own monitor and health checks, as on the status page and in the log.
+exporter's own monitor and health checks, as on the overview and in the log.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables that the status page and `top` show of a `Status`, and the format of their values.
+"""The tables that the pages and `top` show of a `Status`, and the format of their values.
 
 web/static/format.js formats the same kinds of values. A test compares the two.
 """

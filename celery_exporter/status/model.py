@@ -1,4 +1,4 @@
-"""The answer of /api/v1/status, which the status page and `top` show.
+"""The answer of /api/v1/status, which the pages and `top` show.
 
 The descriptions are those of its JSON Schema, docs/reference/status-api.schema.json. Within a version fields
 are added; none is renamed, removed or given another meaning.

@@ -230,7 +230,7 @@ FAILURES = Problem(
     "failures",
     "warning",
     "{failed:,} of {tasks} that ended in {window} failed ({share:.1%}): {by_task}",
-    "celery_task_failures_total and the status page have the exceptions; usual causes: a release, an API "
+    "celery_task_failures_total and the page /failures have the exceptions; usual causes: a release, an API "
     "or a database that the tasks need, a time limit, a worker that ran out of memory",
     "CeleryHighFailureRate",
 )

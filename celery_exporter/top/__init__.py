@@ -1,4 +1,4 @@
-"""The command `top`: the status page in a terminal, or its text where there is no terminal.
+"""The command `top`: the overview in a terminal, or its text where there is no terminal.
 
 `status_source` reads the status, `view` decides which rows and texts are shown, and `app` draws them with
 Textual, which is an extra that only `app` needs.

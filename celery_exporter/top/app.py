@@ -23,7 +23,7 @@ from celery_exporter.top import view
 from celery_exporter.top.status_source import Source
 from celery_exporter.web.client import NoAnswerError
 
-#: Seconds between two reads: as the status page, and as often as the exporter renews its status.
+#: Seconds between two reads: as the pages, and as often as the exporter renews its status.
 READ_INTERVAL_SECONDS = 2.0
 
 

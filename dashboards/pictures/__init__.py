@@ -1,1 +1,1 @@
-"""Pictures for docs/img: `draw` makes those of the dashboards (`page.jsx`), `status` of the status page."""
+"""Pictures for docs/img: `draw` makes those of the dashboards (`page.jsx`), `status` of the pages."""

@@ -182,4 +182,4 @@ def serve_status(first: Status, tasks: Any = None) -> Iterator[StatusPages]:
 
 
 def no_snapshot() -> Any:
-    raise AssertionError("a test of status pages must not request metrics")
+    raise AssertionError("a test of pages must not request metrics")

@@ -1,4 +1,4 @@
-"""The status page in a browser, for real workers and for sample statuses."""
+"""The pages in a browser, for real workers and for sample statuses."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_without_task_sent_events_no_surface_shows_0_sent_tasks(running, exporte
 
 
 def cells(app: Exporter) -> dict[str, str]:
-    """Return the cells of the task on the status page by the titles of the columns, without a script."""
+    """Return the cells of the task on the overview by the titles of the columns, without a script."""
     titles, *rows = Parsed(app.get("/?rows=all").text).tables["tasks"]
     (row,) = [row for row in rows if row[0] == TASK]
     return dict(zip((title.removesuffix(" /s") for title in titles), row, strict=True))

@@ -1,4 +1,4 @@
-"""A table of what the checks of the status page, the log and `doctor` can find, and what helps."""
+"""A table of what the checks of the overview, the log and `doctor` can find, and what helps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows and texts that the status page and `top` share. tests/unit/web has the formats of values."""
+"""The rows and texts that the pages and `top` share. tests/unit/web has the formats of values."""
 
 from __future__ import annotations
 
