@@ -16,6 +16,8 @@ from celery_exporter.web.pages.query import Query
 WIDTH, HEIGHT, PLOT_HEIGHT = POINTS - 1, 100, 96
 #: Rates from this one on have no decimals.
 MIN_WHOLE = 100
+#: Steps without a value after which the newest known one has its age. The step of now may have no sample yet.
+MAX_CURRENT_STEPS = 1
 RANGE_TITLES = {"15m": "15 min", "1h": "1 h", "6h": "6 h", "24h": "24 h"}
 
 _FIGURE = """<figure class="chart" id="chart-{name}" data-name="{name}" tabindex="0">
@@ -85,8 +87,8 @@ def _range(name: str, query: Query, *, is_chosen: bool) -> str:
 def _figure(chart: ChartView, charts: Charts) -> str:
     known = [value for line in chart.lines for value in line.values if value is not None]
     top = scale_top(max(known, default=0.0))
-    latest = [(line, _format(chart, line.values[-1])) for line in chart.lines]
-    label = f"{chart.title}: {', '.join(f'{line.title} {value}' for line, value in latest)}"
+    latest = [(line, *_latest(chart, line, charts.step)) for line in chart.lines]
+    label = f"{chart.title}: {', '.join(f'{line.title} {value}{age}' for line, value, age in latest)}"
     return _FIGURE.format(
         name=chart.name,
         title=chart.title,
@@ -98,8 +100,9 @@ def _figure(chart: ChartView, charts: Charts) -> str:
         paths="".join(map(_mark, charts.marks)) + "".join(_path(line, top) for line in chart.lines),
         axis="".join(_times(charts)),
         legend="".join(
-            f'<li class="{line.style}"><span>{escape(line.title)}</span> <b>{value}</b></li>'
-            for line, value in latest
+            f'<li class="{line.style}"><span>{escape(line.title)}</span> <b>{value}</b>'
+            f"{age and f'<small>{age}</small>'}</li>"
+            for line, value, age in latest
         ),
     )
 
@@ -109,6 +112,15 @@ def _format(chart: ChartView, value: float | None) -> str:
         return UNKNOWN
     is_whole = chart.kind == "count" or (chart.kind == "decimal" and value >= MIN_WHOLE)
     return KINDS["count"](math.floor(value + 0.5), 0.0) if is_whole else KINDS[chart.kind](value, 0.0)
+
+
+def _latest(chart: ChartView, line: LineView, step: float) -> tuple[str, str]:
+    """Return the newest known value of a line, and its age if it is not of now."""
+    for steps, value in enumerate(reversed(line.values)):
+        if value is not None:
+            age = f" {KINDS['ago'](0.0, steps * step)} ago" if steps > MAX_CURRENT_STEPS else ""
+            return _format(chart, value), age
+    return UNKNOWN, ""
 
 
 def _path(line: LineView, top: float) -> str:

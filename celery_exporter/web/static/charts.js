@@ -1,7 +1,7 @@
 // Draws the charts as web/pages/charts.py does, and shows the values at the pointer or the cursor keys.
 "use strict";
 
-const POINTS = 180, HEIGHT = 100, PLOT_HEIGHT = 96;
+const POINTS = 180, HEIGHT = 100, PLOT_HEIGHT = 96, MAX_CURRENT_STEPS = 1;
 const RANGE_SECONDS = { "15m": 900, "1h": 3600, "6h": 21600, "24h": 86400 };
 const chartSection = byId("charts");
 let newestCharts = null; // those on the page
@@ -32,16 +32,22 @@ function chartValue({ kind }, value) {
   return isWhole ? grouped(Math.floor(value + 0.5)) : KINDS[kind](value, 0);
 }
 
+// The newest known value of a line, and its age if it is not of now.
+function latest(chart, { values }, step) {
+  const steps = [...values].reverse().findIndex((value) => value !== null);
+  if (steps < 0) return [UNKNOWN, ""];
+  return [chartValue(chart, values.at(-1 - steps)), steps > MAX_CURRENT_STEPS ? ` ${ago(steps * step)} ago` : ""];
+}
+
 function drawChart(chart, { at, step, range, marks }) {
   const figure = byId(`chart-${chart.name}`);
   if (!figure) return;
-  const index = cursor ?? POINTS - 1;
   const known = chart.lines.flatMap(({ values }) => values.filter((value) => value !== null));
   const top = scaleTop(known.reduce((most, value) => Math.max(most, value), 0));
-  const values = chart.lines.map((line) => [line, chartValue(chart, line.values[index])]);
-  const newest = chart.lines.map((line) => `${line.title} ${chartValue(chart, line.values[POINTS - 1])}`);
+  const newest = chart.lines.map((line) => latest(chart, line, step));
   const svg = figure.querySelector("svg");
-  svg.setAttribute("aria-label", `${chart.title}: ${newest.join(", ")}`);
+  const texts = chart.lines.map((line, index) => `${line.title} ${newest[index].join("")}`);
+  svg.setAttribute("aria-label", `${chart.title}: ${texts.join(", ")}`);
   svg.replaceChildren(
     ...marks.map((mark) =>
       draw("path", { class: mark.kind, d: `M${mark.index},0V${HEIGHT}` }, draw("title", {}, mark.text))),
@@ -51,8 +57,11 @@ function drawChart(chart, { at, step, range, marks }) {
   figure.querySelector(".top").textContent = chartValue(chart, top);
   figure.querySelector(".when").replaceChildren(
     ...(cursor === null ? [] : [moment(at - (POINTS - 1 - cursor) * step, clock(at - (POINTS - 1 - cursor) * step))]));
-  figure.querySelector(".legend").replaceChildren(...values.map(([{ title, style }, value]) =>
-    make("li", { class: style }, make("span", {}, title), " ", make("b", {}, value))));
+  figure.querySelector(".legend").replaceChildren(...chart.lines.map((line, index) => {
+    const [value, age] = cursor === null ? newest[index] : [chartValue(chart, line.values[cursor]), ""];
+    const aged = age ? [make("small", {}, age)] : [];
+    return make("li", { class: line.style }, make("span", {}, line.title), " ", make("b", {}, value), ...aged);
+  }));
   const times = [1, 0.5, 0].map((part) => at - part * RANGE_SECONDS[range]);
   figure.querySelector(".axis").replaceChildren(...times.map((time) => moment(time, minute(time))));
 }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from celery_exporter.web.pages.charts import path, scale_top
+from celery_exporter.status.charts import Charts, ChartView, LineView
+from celery_exporter.web.pages.charts import html, path, scale_top
+from celery_exporter.web.pages.query import Query
 
 
 @pytest.mark.parametrize(
@@ -50,3 +54,29 @@ def test_every_value_fits_the_scale():
 )
 def test_unknown_values_are_gaps_and_single_ones_are_dots(values, expected):
     assert path(values, 10.0) == expected
+
+
+def legend(values: list[float | None], step: float = 20.0) -> str:
+    """Return the legend of a chart with one line, as text."""
+    chart = ChartView("wait", "Wait", "s", "seconds", [LineView("p50", "mark", values)])
+    text = html(Charts("1h", 1_800_000_000.0, step, [chart], []), "overview", Query())
+    (label,) = re.findall(r'aria-label="Wait: ([^"]*)"', text)
+    (item,) = re.findall(r'<ul class="legend"><li class="mark">(.*?)</li>', text)
+    shown = re.sub("<[^>]+>", "", item)
+    assert shown == label
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([1.0, 2.0], "p50 2.0 s"),
+        ([2.0, None], "p50 2.0 s"),  # the step of now has no sample yet
+        ([2.0, None, None], "p50 2.0 s 40 s ago"),
+        ([1.0, 2.0, *[None] * 9], "p50 2.0 s 3.0 min ago"),
+        ([None, None], "p50 \N{EN DASH}"),
+        ([], "p50 \N{EN DASH}"),
+    ],
+)
+def test_a_legend_has_the_newest_known_value_with_its_age(values, text):
+    assert legend(values) == text
