@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from celery_exporter.core.task_info import OPEN_STATE_NAMES
 from celery_exporter.status.facts import NO_ANSWER
 from celery_exporter.status.finding import problems
 from celery_exporter.status.model import Status
@@ -24,8 +25,9 @@ UNKNOWN = "–"  # noqa: RUF001  a dash
 class Column(Struct, frozen=True):
     """A column: its title, its field ("a.b" is b of a), its kind (see `KINDS`), its tooltip, and its unit.
 
-    `total_field` is the field with the total of which this one is a part. `link` is the beginning of the URL
-    that the value ends, relative to the start page. `unit` is that of the numbers, unless each has its own.
+    `total_field` is the field with the total of which this one is a part. `unit` is that of the numbers,
+    unless each has its own. `link` is the URL of the value, relative to the start page, and `tasks` that of
+    the list of its tasks: {} is the value in it, and {a.b} is another field of the row.
     """
 
     title: str
@@ -35,6 +37,7 @@ class Column(Struct, frozen=True):
     total_field: str = ""
     link: str = ""
     unit: str = ""
+    tasks: str = ""
 
 
 class Table(Struct, frozen=True):
@@ -53,8 +56,12 @@ class Table(Struct, frozen=True):
 
 
 _RATE = "Per second, over the last 5 minutes."
-#: Beginnings of the URLs of pages; a name or an id is the end.
-WORKER_LINK, QUEUE_LINK, NAME_LINK, TASK_LINK = "workers/", "queues/", "tasks?name=", "task/"
+#: URLs of pages: a name leads to its own page if it has one, and otherwise to the list of its tasks.
+WORKER_LINK, QUEUE_LINK, TASK_LINK = "workers/{}", "queues/{}", "task/{}"
+NAME_LINK, EXCEPTION_LINK = "tasks?name={}", "tasks?exception={}"
+#: URLs of the tasks of a worker or queue, beside the link to its page.
+WORKER_TASKS, QUEUE_TASKS = "tasks?worker={}", "tasks?queue={}"
+_OPEN = ",".join(OPEN_STATE_NAMES)
 
 #: Fields of the broker and of the exporter. The first two are emphasised.
 BROKER = (
@@ -86,9 +93,12 @@ WORKERS = Table(
     "Workers",
     "No worker has been seen yet.",
     (
-        Column("Worker", "name", "text", link=WORKER_LINK),
+        Column("Worker", "name", "text", link=WORKER_LINK, tasks=WORKER_TASKS),
         Column("State", "up", "up", "Down: stopped, or without events for --worker-timeout."),
-        Column("Busy", "active", "part", "Running tasks, and the size of the pool.", "pool_size"),
+        Column(
+            "Busy", "active", "part", "Running tasks, and the size of the pool.", "pool_size",
+            "tasks?worker={name}&state=STARTED",
+        ),
         Column("Processed", "processed", "count", "Tasks that the pool accepted, across restarts."),
         Column("Load", "load", "decimal", "Load average of the host over one minute."),
         Column("Clock", "clock_skew", "skew", "Clock of the worker minus clock of the exporter."),
@@ -96,13 +106,13 @@ WORKERS = Table(
         Column("Heartbeat", "heartbeat", "ago", "Time since the worker was last seen."),
         Column("Celery", "version", "text"),
     ),
-)
+)  # fmt: skip
 QUEUES = Table(
     "queues",
     "Queues",
     "No queue yet. Queues come from events, workers and --queues.",
     (
-        Column("Queue", "name", "text", link=QUEUE_LINK),
+        Column("Queue", "name", "text", link=QUEUE_LINK, tasks=QUEUE_TASKS),
         Column("Length", "length", "count", "Waiting messages."),
         Column("Oldest", "oldest", "ago", "Time since the oldest message was sent."),
         Column("Consumers", "consumers", "count", "Workers that consume the queue."),
@@ -129,10 +139,13 @@ TASKS = Table(
         Column("Run p95", "runtime_p95", "seconds", "95th percentile of the run time."),
         Column("Wait p50", "wait_p50", "seconds", "Median of the time from sent (or eta) to started."),
         Column("Wait p95", "wait_p95", "seconds", "95th percentile from sent (or eta) to started."),
-        Column("Open", "open", "sum", "Tasks that are sent, received, started or due for a retry."),
+        Column(
+            "Open", "open", "sum", "Tasks that are sent, received, started or due for a retry.",
+            link=f"tasks?name={{name}}&state={_OPEN}",
+        ),
         Column("Oldest", "oldest", "ago", "Longest time that an open task has been in its state."),
     ),
-)
+)  # fmt: skip
 FAILURES = Table(
     "failures",
     "Recent failures",
@@ -140,8 +153,8 @@ FAILURES = Table(
     (
         Column("Time", "at", "clock", "By the worker's clock.", unit="UTC"),
         Column("Task", "task", "text", link=NAME_LINK),
-        Column("Worker", "worker", "text", link=WORKER_LINK),
-        Column("Exception", "exception", "text"),
+        Column("Worker", "worker", "text", link=WORKER_LINK, tasks=WORKER_TASKS),
+        Column("Exception", "exception", "text", link=EXCEPTION_LINK),
         Column("Id", "uuid", "text", link=TASK_LINK),
     ),
     max_rows=50,
@@ -155,15 +168,18 @@ FAILURE_GROUPS = Table(
     "Failures by exception and task",
     "No failure since the counters began.",
     (
-        Column("Exception", "exception", "text"),
+        Column("Exception", "exception", "text", link=EXCEPTION_LINK),
         Column("Task", "task", "text", link=NAME_LINK),
-        Column("Failures", "total", "count", "Since the counters began."),
+        Column(
+            "Failures", "total", "count", "Since the counters began.",
+            link="tasks?exception={exception}&name={task}",
+        ),
         Column("Recent", "recent", "count", "Of the newest 50 failures of all tasks."),
         Column("Last", "last", "ago", "Time since the newest one."),
-        Column("Worker of the last", "worker", "text", link=WORKER_LINK),
+        Column("Worker of the last", "worker", "text", link=WORKER_LINK, tasks=WORKER_TASKS),
         Column("Id of the last", "uuid", "text", link=TASK_LINK),
     ),
-)
+)  # fmt: skip
 
 #: Fields of one worker and of one queue.
 WORKER_FACTS = (

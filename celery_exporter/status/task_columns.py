@@ -7,13 +7,23 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from celery_exporter.core.task_info import TaskInfo
-from celery_exporter.status.columns import NAME_LINK, QUEUE_LINK, TASK_LINK, WORKER_LINK, Column, Table
+from celery_exporter.status.columns import (
+    EXCEPTION_LINK,
+    NAME_LINK,
+    QUEUE_LINK,
+    QUEUE_TASKS,
+    TASK_LINK,
+    WORKER_LINK,
+    WORKER_TASKS,
+    Column,
+    Table,
+)
 
 _STATE = Column("State", "state", "state")
 _TASK = Column("Task", "task_name", "text", link=NAME_LINK)
-_QUEUE = Column("Queue", "queue_name", "text", link=QUEUE_LINK)
-_WORKER = Column("Worker", "worker", "text", link=WORKER_LINK)
-_EXCEPTION = Column("Exception", "exception", "text")
+_QUEUE = Column("Queue", "queue_name", "text", link=QUEUE_LINK, tasks=QUEUE_TASKS)
+_WORKER = Column("Worker", "worker", "text", link=WORKER_LINK, tasks=WORKER_TASKS)
+_EXCEPTION = Column("Exception", "exception", "text", link=EXCEPTION_LINK)
 _RUN_TIME = Column("Run time", "runtime_seconds", "seconds", "From the start to the end.")
 _ID = Column("Id", "uuid", "text", link=TASK_LINK)
 _UNSEEN_MEANING = "The exporter started then. The task was open before, and may be over."
@@ -44,15 +54,20 @@ TASK_FACTS = (
     Column("State", "task.state", "state"),
     Column("Since", "task.since", "ago", "When it entered this state."),
     Column("Nothing seen since", "task.unseen_since", "clock", _UNSEEN_MEANING, unit="UTC"),
-    Column("Queue", "task.queue_name", "text", link=QUEUE_LINK),
-    Column("Worker", "task.worker", "text", link=WORKER_LINK),
+    Column("Queue", "task.queue_name", "text", link=QUEUE_LINK, tasks=QUEUE_TASKS),
+    Column("Worker", "task.worker", "text", link=WORKER_LINK, tasks=WORKER_TASKS),
     Column("Run time", "task.runtime_seconds", "seconds", "Of the newest attempt."),
-    Column("Exception", "task.exception", "text", "The newest one."),
+    Column("Exception", "task.exception", "text", "The newest one.", link=EXCEPTION_LINK),
     Column("Reason", "task.reason", "text", "Why it counts as over without an event."),
     Column("First sent", "task.first_sent", "clock", unit="UTC"),
     Column("Sent by", "task.client", "text", "The process that sent it."),
-    Column("Parent", "task.parent_id", "text", "The task that sent it.", link=TASK_LINK),
-    Column("Root", "task.root_id", "text", "The task that began the workflow.", link=TASK_LINK),
+    Column(
+        "Parent", "task.parent_id", "text", "The task that sent it.", link=TASK_LINK, tasks="tasks?parent={}"
+    ),
+    Column(
+        "Root", "task.root_id", "text", "The task that began the workflow.", link=TASK_LINK,
+        tasks="tasks?root={}",
+    ),
     Column("Arguments", "task.args", "long", "Only with --record-arguments."),
     Column("Keyword arguments", "task.kwargs", "long", "Only with --record-arguments."),
     Column("Result", "task.result", "long", "Only with --record-arguments."),

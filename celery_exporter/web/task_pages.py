@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from celery_exporter.status.columns import TASK_LINK
 from celery_exporter.status.details import common, summary
 from celery_exporter.status.explanation import Explanation
 from celery_exporter.status.model import Status
@@ -59,7 +60,7 @@ def pages(
     async def chosen_id(request: Request) -> Response:
         """Redirect from the form, which has the id in the query, to the page of the task."""
         uuid = dict(parse_qsl(request.url.query)).get("id", "").strip()
-        return RedirectResponse(link("task/", uuid) or "tasks", 303, SAFE)
+        return RedirectResponse(link(TASK_LINK, uuid) or "tasks", 303, SAFE)
 
     return {"/tasks": search, "/task": chosen_id, "/task/{uuid:path}": one}
 

@@ -18,7 +18,7 @@ import bcrypt
 import jsonschema
 import pytest
 from harness import clusters, statuses
-from harness.browser import BrowserPage, chromium
+from harness.browser import OTHER_HOST, BrowserPage, chromium
 from harness.events import publish_events
 from harness.exporter import Exporter
 from harness.processes import side_by_side
@@ -257,6 +257,24 @@ def test_updates_keep_focus_and_scroll_position(tasks, visit):
     assert page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft") == 77
 
 
+def test_a_link_in_a_row_keeps_the_focus_where_the_row_goes(visit):
+    """Its row gets other values, and another place."""
+    sample = statuses.status(workers=[statuses.worker(name, 1.0) for name in ("a", "b", "c")])
+    with serve_status(sample) as pages:
+        page = visit(f"{pages.url}workers?sort=-processed")
+        page.page.evaluate("update()")
+        for locator in (page.page.get_by_title("Tasks of b"), page.page.locator("#workers td.part a").nth(1)):
+            locator.focus()
+            href = locator.get_attribute("href")
+            at = pages.status.workers[1].processed + 10.0
+            pages.status = replace(sample, workers=[*sample.workers[::2], statuses.worker("b", at)])
+            until_equal(lambda: page.column("workers", "Worker"), ["b", "a", "c"], 20)
+            assert page.page.evaluate("document.activeElement.getAttribute('href')") == href
+            pages.status = sample
+            until_equal(lambda: page.column("workers", "Worker"), ["a", "b", "c"], 20)
+            assert page.page.evaluate("document.activeElement.getAttribute('href')") == href
+
+
 def test_a_refresh_waits_while_text_is_selected_or_the_page_is_paused(tasks, visit):
     page = visit(tasks.url)
     shown = page.page.locator("#at")
@@ -432,8 +450,8 @@ def test_a_person_finds_out_what_became_of_a_task(cluster, visit, has_script):
     assert "name=tasks.fail_with_value_error" in page.page.url
     page.page.get_by_label("Id, or how it begins").fill(task.id[:20])
     page.page.get_by_role("button", name="Show").click()
-    page.page.locator(".id", has_text=task.id).wait_for()
-    page.page.locator("#attempts").get_by_role("link", name="one@test").click()
+    page.page.locator("p.id", has_text=task.id).wait_for()
+    page.page.locator("#attempts").get_by_role("link", name="one@test", exact=True).click()
     page.page.locator("h1", has_text="Worker one@test").wait_for()
 
 
@@ -448,6 +466,63 @@ def test_a_person_asks_why_a_task_waits(cluster, visit, has_script):
     assert "This follows from:" in page.page.locator("#explain").inner_text()
     if has_script:  # axe needs it
         assert page.axe() == []
+
+
+@pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
+@pytest.mark.parametrize(("kind", "title"), [("workers", "Worker"), ("queues", "Queue")])
+def test_one_click_leads_from_a_row_to_its_tasks(visit, kind, title, has_script):
+    name = {"workers": LARGE_TASK.worker, "queues": LARGE_TASK.queue_name}[kind]
+    with serve_status(LARGE, SINGLE_TASKS) as pages:
+        page = visit(f"{pages.url}{kind}?rows=all", java_script_enabled=has_script)
+        if has_script:
+            page.page.evaluate("update()")
+        page.page.locator(f"#{kind}").get_by_title(f"Tasks of {name}", exact=True).click()
+        page.page.locator("#tasks").wait_for()
+        assert set(page.column("tasks", title)) == {name}
+
+
+@pytest.mark.parametrize("path", ["tasks", "failures", "task/{uuid}"])
+def test_ids_are_copied_by_the_keyboard(visit, path):
+    with serve_status(LARGE, SINGLE_TASKS) as pages:
+        page = visit(pages.url + path.format(uuid=LARGE_TASK.uuid), permissions=["clipboard-read"])
+        button = page.page.locator(".copy").first
+        uuid = (button.get_attribute("title") or "").removeprefix("Copy ")
+        button.press("Enter")
+        until_equal(page.page.locator("#copied").inner_text, "Copied.")
+        assert page.page.evaluate("navigator.clipboard.readText()") == uuid
+        assert page.page.locator("#pause").inner_text() == "Pause"
+        assert page.axe() == []
+        until_equal(page.page.locator("#copied").inner_text, "", 20)
+
+
+def test_ids_are_copied_without_the_clipboard_api(visit):
+    """With http and another host than localhost."""
+    with serve_status(LARGE, SINGLE_TASKS) as pages:
+        page = visit(f"http://{OTHER_HOST}:{pages.port}/task/{LARGE_TASK.uuid}")
+        assert page.page.evaluate("navigator.clipboard") is None
+        page.page.locator("p.id .copy").click()
+        until_equal(page.page.locator("#copied").inner_text, "Copied.")
+        page.page.goto(f"http://{OTHER_HOST}:{pages.port}/tasks")
+        search = page.page.get_by_label("Id, or how it begins")
+        search.press("Control+v")
+        assert search.input_value() == LARGE_TASK.uuid
+
+
+def test_an_id_that_cannot_be_copied_is_selected(visit):
+    with serve_status(LARGE, SINGLE_TASKS) as pages:
+        page = visit(f"http://{OTHER_HOST}:{pages.port}/tasks")
+        page.page.evaluate("document.execCommand = () => false")
+        page.page.get_by_title(f"Copy {LARGE_TASK.uuid}").click()
+        until_equal(lambda: page.page.evaluate("String(getSelection())"), LARGE_TASK.uuid)
+        assert page.page.locator("#copied").inner_text().startswith("Selected:")
+        until_equal(page.page.locator("#pause").inner_text, "Paused: text is selected")
+
+
+def test_without_scripts_there_are_no_copy_buttons(visit):
+    with serve_status(LARGE, SINGLE_TASKS) as pages:
+        page = visit(f"{pages.url}tasks", java_script_enabled=False)
+        assert page.page.locator(".copy").count() == 50
+        assert page.page.locator(".copy:visible").count() == 0
 
 
 def test_a_search_refreshes_and_its_next_page_begins_where_it_ends(visit):
@@ -503,7 +578,8 @@ PARTS = ("nav.pages", "#exporter", "#outage", "#findings", "#facts", "#charts", 
 PAGES = [page.path + ("name-010" if page.is_named else "") for page in site.PAGES]
 LARGE = clusters.cluster(80, 30)
 SINGLE_TASKS = clusters.MadeUpTasks(LARGE)
-TASK_PAGES = ["/tasks", "/tasks?state=FAILURE&min_runtime=1s", f"/task/{SINGLE_TASKS.tasks[3].uuid}"]
+LARGE_TASK = SINGLE_TASKS.tasks[3]
+TASK_PAGES = ["/tasks", "/tasks?state=FAILURE&min_runtime=1s", f"/task/{LARGE_TASK.uuid}"]
 
 
 def outlines(page: BrowserPage) -> list[str]:
@@ -589,8 +665,8 @@ def test_axe_reports_low_contrast_and_a_missing_label(visit):
         }
 
 
-#: Returns where elements are.
-BOXES = "all => all.map(element => element.getBoundingClientRect().toJSON())"
+#: Returns where all cells are, in one call: a refresh may replace them in between.
+BOXES = "[...document.querySelectorAll('td')].map(cell => cell.getBoundingClientRect().toJSON())"
 
 
 @pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
@@ -600,7 +676,7 @@ def test_on_a_phone_all_columns_are_visible_without_scrolling_sideways(visit, pa
         url = pages.url + path.removeprefix("/")
         page = visit(url, viewport=PHONE, java_script_enabled=has_script)
         assert page.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
-        for box in page.page.locator("td").evaluate_all(BOXES):
+        for box in page.page.evaluate(BOXES):
             assert 0 <= box["left"] < box["right"] <= PHONE["width"]
         for link in page.page.locator("th a").all():
             assert link.is_visible(), "cards can be sorted"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from celery_exporter.status.columns import UNKNOWN, Column, fixed, get, text, utc
+from celery_exporter.status.columns import TASK_LINK, UNKNOWN, Column, fixed, get, text, utc
 from celery_exporter.status.thresholds import LONG_WINDOW
 
 #: Size of the line of a queue's length, in SVG units.
@@ -16,8 +17,8 @@ WIDTH, HEIGHT = 120, 24
 #: Characters that JavaScript's encodeURIComponent keeps, too.
 _SAFE = "!~*'()"
 #: Names that no segment of a path can be: browsers resolve them.
-_NO_SEGMENTS = frozenset({"", ".", ".."})
-#: The longest link to a name, in characters: the server rejects longer queries.
+_NO_SEGMENTS = frozenset({".", ".."})
+#: The longest names in a link, in characters: the server rejects longer queries.
 MAX_LINK_LENGTH = 900
 #: Kinds that show a time, or the time since then.
 _TIMES = frozenset({"ago", "clock", "time"})
@@ -27,6 +28,7 @@ _MAX_TIME = 253_402_300_800
 _ZERO = "0.00"
 #: Kinds whose text is also a class.
 _STATES = frozenset({"up", "yes", "open", "state"})
+_field = re.compile(r"\{([\w.]*)\}")
 
 
 def cell_class(column: Column, row: Any) -> str:
@@ -34,6 +36,8 @@ def cell_class(column: Column, row: Any) -> str:
     value = get(row, column.field)
     if column.kind == "decimal" and value is not None and text(column, row, 0.0) == _ZERO:
         return "decimal zero"
+    if column.link == TASK_LINK:
+        return f"{column.kind} id"
     return (
         escape(f"{column.kind} {text(column, row, 0.0)}")
         if column.kind in _STATES and value is not None
@@ -52,20 +56,41 @@ def content(column: Column, row: Any, now: float, root: str) -> str:
     if column.kind == "line":
         return _line(value, now)
     if column.kind == "part":
-        return _meter(column, row) + escape(text(column, row, now))
+        return _meter(column, row) + _linked(column, row, now, root)
     if column.kind in _TIMES:
         return moment(value, text(column, row, now)) if _is_time(value) else UNKNOWN
+    return _linked(column, row, now, root)
+
+
+def _linked(column: Column, row: Any, now: float, root: str) -> str:
+    """Return a value with its links, and the button that copies it if it is an id."""
     shown = escape(text(column, row, now))
-    href = link(column.link, value) if column.link else ""
-    return f'<a href="{escape(root + href)}">{shown}</a>' if href else shown
+    own, tasks = (escape(url(template, column, row)) for template in (column.link, column.tasks))
+    return (
+        (f'<a href="{root}{own}">{shown}</a>' if own else shown)
+        + (copy_button(shown) if column.link == TASK_LINK and get(row, column.field) else "")
+        + (f'<a class="list" href="{root}{tasks}" title="Tasks of {shown}"></a>' if tasks else "")
+    )
 
 
-def link(beginning: str, name: str) -> str:
-    """Return the URL of the page of a name, relative to the start page; "" if there is none."""
-    quoted = quote(name, safe=_SAFE)
-    if len(quoted) > MAX_LINK_LENGTH or (beginning.endswith("/") and name in _NO_SEGMENTS):
+def copy_button(shown: str) -> str:
+    """Return the button after an escaped id that copies it."""
+    return f'<button type="button" class="copy" title="Copy {shown}"></button>'
+
+
+def url(template: str, column: Column, row: Any) -> str:
+    """Return a URL of a column for a row, relative to the start page; "" without one."""
+    names = {field: get(row, field or column.field) for field in _field.findall(template)}
+    quoted = {field: quote(str(name or ""), safe=_SAFE) for field, name in names.items()}
+    is_segment = not template.endswith("/{}") or names[""] not in _NO_SEGMENTS
+    if not is_segment or not all(quoted.values()) or sum(map(len, quoted.values())) > MAX_LINK_LENGTH:
         return ""
-    return beginning + quoted
+    return _field.sub(lambda match: quoted[match[1]], template)
+
+
+def link(template: str, name: str) -> str:
+    """Return a URL with a name, relative to the start page; "" if no URL can have it."""
+    return url(template, Column("", "name", "text"), {"name": name})
 
 
 def moment(at: float, shown: str) -> str:

@@ -33,6 +33,7 @@ def attributes(column: Column) -> str:
         "kind": column.kind,
         "total-field": column.total_field,
         "link": column.link,
+        "tasks": column.tasks,
     }
     return " ".join(f'data-{name}="{escape(value)}"' for name, value in values.items() if value)
 

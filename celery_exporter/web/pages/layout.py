@@ -21,7 +21,7 @@ POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 #: The scripts in the order in which they are loaded. They share one scope.
-SCRIPTS = ("format.js", "tables.js", "charts.js", "refresh.js")
+SCRIPTS = ("format.js", "tables.js", "charts.js", "copy.js", "refresh.js")
 #: The static files of the pages. Their URLs contain a content hash.
 STATIC = {
     name: (resources.files("celery_exporter.web") / "static" / name).read_bytes()
@@ -68,6 +68,7 @@ _FRAME = """<!doctype html>
 </div>
 <p id="outage">{outage}</p>
 {main}</main>
+<p id="copied" role="status"></p>
 <footer><nav aria-label="Other pages"><a href="{root}runbooks">Runbooks of the alerts</a>
 <a href="{root}metrics">Metrics</a> <a href="{root}{source}">This page as JSON</a>
 <a href="{root}-/ready">Readiness</a>{dashboard}</nav></footer>

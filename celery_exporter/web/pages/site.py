@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from msgspec import Struct
@@ -15,9 +16,11 @@ from celery_exporter.status.columns import (
     FAILURE_GROUPS,
     FAILURES,
     QUEUE_FACTS,
+    QUEUE_TASKS,
     QUEUES,
     TASKS,
     WORKER_FACTS,
+    WORKER_TASKS,
     WORKERS,
     Column,
 )
@@ -44,7 +47,7 @@ class Page(Struct, frozen=True):
 
     Its JSON is at `source`, and `data` returns the same from a status; None: there is nothing of this name.
     `charts` are those of `status.charts.PAGES`. The first of the tables is the main one. A page of one worker
-    or queue has its name in the path, and in the URL of its JSON.
+    or queue has its name in the path, and in the URL of its JSON. `tasks` are links to lists of its tasks.
     """
 
     path: str
@@ -57,6 +60,7 @@ class Page(Struct, frozen=True):
     data: Callable[[Status, str], Any] = _whole
     has_problems: bool = False
     is_named: bool = False
+    tasks: Mapping[str, str] = {}
 
     @property
     def main(self) -> str:
@@ -109,6 +113,12 @@ PAGES = (
         WORKER_FACTS,
         details.worker_detail,
         is_named=True,
+        tasks={
+            "All its tasks": WORKER_TASKS,
+            "running": f"{WORKER_TASKS}&state=STARTED",
+            "reserved": f"{WORKER_TASKS}&state=RECEIVED",
+            "failed": f"{WORKER_TASKS}&state=FAILURE",
+        },
     ),
     Page(
         "/queues/",
@@ -120,6 +130,12 @@ PAGES = (
         QUEUE_FACTS,
         details.queue_detail,
         is_named=True,
+        tasks={
+            "All its tasks": QUEUE_TASKS,
+            "waiting": f"{QUEUE_TASKS}&state=PENDING",
+            "running": f"{QUEUE_TASKS}&state=STARTED",
+            "failed": f"{QUEUE_TASKS}&state=FAILURE",
+        },
     ),
 )
 
@@ -127,11 +143,21 @@ PAGES = (
 def html(page: Page, data: Any, charts: Charts | None, query: Query) -> str:
     """Return a page with its data."""
     parts = [
+        _tasks(page, query),
         problems.html(data.findings) if page.has_problems else "",
         facts(page.facts, data, query.root),
         "" if charts is None else chart_pages.html(charts, page.charts, query),
         *(table_html(shown, data, query) for shown in page.tables),
     ]
     heading = f"{page.title} {query.name}" if page.is_named else page.title
-    source = link(page.source, query.name) if page.is_named else page.source
+    source = link(f"{page.source}{{}}", query.name) if page.is_named else page.source
     return frame(data, "".join(parts), Place(heading, source, page.navigation, query))
+
+
+def _tasks(page: Page, query: Query) -> str:
+    """Return the links to the lists of the tasks of a worker or queue, as HTML."""
+    urls = {title: link(template, query.name) for title, template in page.tasks.items()}
+    links = " ".join(
+        f'<a href="{escape(query.root + url)}">{title}</a>' for title, url in urls.items() if url
+    )
+    return f'<p class="pages">{links}</p>\n' if links else ""

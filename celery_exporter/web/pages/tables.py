@@ -24,7 +24,7 @@ _TABLE = """<section aria-labelledby="{name}-title">
 {form}</div>
 <div class="wide" role="region" aria-labelledby="{name}-title" tabindex="0">
 <table id="{name}" role="table" data-prefix="{prefix}" data-sort="{sort}" data-then="{then}" \
-data-field="{field}" data-rows="{limit}" data-max-rows="{max_rows}" data-empty="{empty}">
+data-field="{field}" data-key="{key}" data-rows="{limit}" data-max-rows="{max_rows}" data-empty="{empty}">
 <thead role="rowgroup"><tr role="row">{heads}</tr></thead>
 <tbody role="rowgroup">{rows}</tbody>
 </table>
@@ -85,6 +85,7 @@ def html(shown: ShownTable, data: Any, query: Query) -> str:
         empty=escape(table.empty),
         heads="".join(_head(table, column, sort, query) for column in table.columns),
         field=escape(shown.field),
+        key=table.key,
         rows=cells or empty,
         more=_more(shown, len(matching), query, is_expanded=is_expanded),
     )

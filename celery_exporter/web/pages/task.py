@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from html import escape
 
 from celery_exporter.core.task_info import TaskInfo
-from celery_exporter.status.columns import get
+from celery_exporter.status.columns import TASK_LINK, get
 from celery_exporter.status.details import Detail
 from celery_exporter.status.task_columns import ATTEMPTS, RARE_FACTS, TASK_FACTS, WORKFLOW, with_unseen
-from celery_exporter.web.pages.cells import link
+from celery_exporter.web.pages.cells import copy_button, link
 from celery_exporter.web.pages.facts import facts
 from celery_exporter.web.pages.layout import Place, frame
 from celery_exporter.web.pages.query import Query
@@ -39,8 +39,9 @@ def html(data: TaskData, query: Query, explanation: str = "") -> str:
         if column.field not in RARE_FACTS or get(data, column.field) is not None
     ]
     workflow = ShownTable(with_unseen(WORKFLOW, data.workflow), "first_sent")
+    uuid = escape(data.task.uuid)
     parts = [
-        f'<p class="id"><code>{escape(data.task.uuid)}</code>{_trace(data.trace_url)}</p>\n',
+        f'<p class="id"><code>{uuid}</code>{copy_button(uuid)}{_trace(data.trace_url)}</p>\n',
         note(data.problem),
         facts(columns, data, query.root),
         explanation,
@@ -48,7 +49,7 @@ def html(data: TaskData, query: Query, explanation: str = "") -> str:
         table_html(workflow, data, query) if len(data.workflow) > 1 else "",
     ]
     heading = data.task.task_name or "Task"
-    url = link("api/v1/tasks/", data.task.uuid)
+    url = link("api/v1/tasks/{}", data.task.uuid)
     return frame(data, "".join(parts), Place(heading, url, "Tasks", query, is_single=True))
 
 
@@ -65,7 +66,8 @@ def problem_html(problem: Problem, status: Detail, query: Query, explanation: st
     """Return the page for an id that no task has, or several."""
     hints = "".join(f"<li>{escape(hint)}</li>" for hint in problem.hints)
     tasks = "".join(
-        f'<li><a href="{escape(query.root + link("task/", uuid))}"><code>{escape(uuid)}</code></a></li>'
+        f'<li><a href="{escape(query.root + link(TASK_LINK, uuid))}"><code>{escape(uuid)}</code></a>'
+        f"{copy_button(escape(uuid))}</li>"
         for uuid in problem.tasks
     )
     main = (

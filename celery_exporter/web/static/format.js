@@ -3,7 +3,7 @@
 
 const UNKNOWN = "–";
 const HISTORY_SECONDS = 900, LINE_WIDTH = 120, LINE_HEIGHT = 24; // as in status/thresholds.py and web/pages/cells.py
-const MAX_LINK_LENGTH = 900, MAX_TIME = 253402300800;
+const MAX_LINK_LENGTH = 900, MAX_TIME = 253402300800, TASK_LINK = "task/{}";
 const TIMES = new Set(["ago", "clock", "time"]);
 const STATES = new Set(["up", "yes", "open", "state"]);
 
@@ -82,32 +82,60 @@ function draw(name, properties, ...children) {
   return element;
 }
 
+// Replaces an element if it differs; the link or button in its place gets the focus of the one before.
+function replace(before, after) {
+  if (before.isEqualNode(after)) return;
+  const index = [...before.querySelectorAll("a, button")].indexOf(document.activeElement);
+  before.replaceWith(after);
+  after.querySelectorAll("a, button")[index]?.focus({ preventScroll: true });
+}
+
 // -- values as nodes --------------------------------------------------------------------------------------
 
-const text = ({ field, kind }, row, now) => KINDS[kind](get(row, field), now);
+function text({ field, kind, totalField }, row, now) {
+  const value = get(row, field);
+  if (kind !== "part") return KINDS[kind](value, now);
+  const whole = get(row, totalField);
+  return `${grouped(value)} / ${whole === null ? UNKNOWN : grouped(whole)}`;
+}
 
 function cellClass(column, row) {
   const isKnown = get(row, column.field) !== null;
   if (column.kind === "decimal" && isKnown && text(column, row, 0) === "0.00") return "decimal zero";
+  if (column.link === TASK_LINK) return `${column.kind} id`;
   return STATES.has(column.kind) && isKnown ? `${column.kind} ${text(column, row, 0)}` : column.kind;
 }
 
 function content(column, row, now) {
-  const { field, kind, title, link } = column;
+  const { field, kind, title } = column;
   const value = get(row, field);
   if (value === null) return [UNKNOWN];
   if (kind === "line") return line(value, now);
-  if (kind === "part") return part(value, get(row, column.totalField), title);
+  if (kind === "part") return [...meter(value, get(row, column.totalField), title), ...linked(column, row, now)];
   if (TIMES.has(kind))
     return value >= 0 && value < MAX_TIME ? [moment(value, text(column, row, now))] : [UNKNOWN];
-  const href = link ? linkTo(link, value) : "";
-  return href ? [make("a", { href: root + href }, text(column, row, now))] : [text(column, row, now)];
+  return linked(column, row, now);
 }
 
-function linkTo(beginning, name) {
-  const quoted = encodeURIComponent(name.toWellFormed?.() ?? name);
-  const isSegment = !["", ".", ".."].includes(name);
-  return quoted.length > MAX_LINK_LENGTH || (beginning.endsWith("/") && !isSegment) ? "" : beginning + quoted;
+// The value with its links, and the button that copies it if it is an id.
+function linked(column, row, now) {
+  const shown = text(column, row, now);
+  const [own, tasks] = [column.link, column.tasks].map((template) => linkTo(template ?? "", column, row));
+  return [
+    own ? make("a", { href: root + own }, shown) : shown,
+    ...(column.link === TASK_LINK && get(row, column.field) ? [copyButton(shown)] : []),
+    ...(tasks ? [make("a", { class: "list", href: root + tasks, title: `Tasks of ${shown}` })] : []),
+  ];
+}
+
+const copyButton = (shown) => make("button", { type: "button", class: "copy", title: `Copy ${shown}` });
+
+function linkTo(template, { field }, row) {
+  const names = [...template.matchAll(/\{([\w.]*)\}/g)].map((match) => String(get(row, match[1] || field) ?? ""));
+  const quoted = names.map((name) => encodeURIComponent(name.toWellFormed?.() ?? name));
+  const isSegment = !template.endsWith("/{}") || ![".", ".."].includes(names[0]);
+  if (!isSegment || quoted.includes("") || quoted.join("").length > MAX_LINK_LENGTH) return "";
+  return template.replace(/\{[\w.]*\}/g, () => quoted.shift());
 }
 
 function moment(at, shown) {
@@ -115,10 +143,8 @@ function moment(at, shown) {
   return make("time", { datetime: iso, title: `${iso.slice(0, 19).replace("T", " ")} UTC` }, shown);
 }
 
-function part(value, whole, title) {
-  const shown = `${grouped(value)} / ${whole === null ? UNKNOWN : grouped(whole)}`;
-  if (!whole) return [shown];
-  return [make("meter", { min: 0, max: whole, value: value, "aria-label": title }), ` ${shown}`];
+function meter(value, whole, title) {
+  return whole ? [make("meter", { min: 0, max: whole, value: value, "aria-label": title }), " "] : [];
 }
 
 function line(points, now) {

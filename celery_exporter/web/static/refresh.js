@@ -52,8 +52,10 @@ function show(data) {
   byId("outage").textContent = outage(data.broker);
   byId("exporter").textContent = data.exporter_version;
   for (const fact of document.querySelectorAll("#facts dd")) {
-    fact.className = cellClass(fact.dataset, data);
-    fact.replaceChildren(...content(fact.dataset, data, data.at));
+    const after = fact.cloneNode();
+    after.className = cellClass(fact.dataset, data);
+    after.append(...content(fact.dataset, data, data.at));
+    replace(fact, after);
   }
   tables.forEach((entry) => fillTable(entry, data));
   showOlder(data.next);

@@ -5,6 +5,7 @@ const tables = [...document.querySelectorAll("table")].map((table) => ({
   table,
   search: document.querySelector(`input[data-table="${table.id}"]`),
   columns: [...table.querySelectorAll("th")].map((head) => ({ head, ...head.dataset })),
+  lines: new Map(), // key → row
 }));
 
 const parameters = new URLSearchParams(location.search); // those of the page now
@@ -57,17 +58,38 @@ function fillTable(entry, data) {
   const matching = all.filter((row) => matches(columns, row, parameters.get(`${prefix}filter`) || ""));
   const isExpanded = parameters.get(`${prefix}rows`) === "all";
   const rows = ordered(ordered(matching, columns, table.dataset.then), columns, sort);
-  const lines = rows.slice(0, Number(isExpanded ? maxRows : collapsed)).map((row) => tableRow(columns, row, data.at));
-  if (!lines.length) {
+  const lines = new Map();
+  for (const [index, row] of rows.slice(0, Number(isExpanded ? maxRows : collapsed)).entries()) {
+    const key = get(row, table.dataset.key) ?? index;
+    lines.set(lines.has(key) ? `${key} ${index}` : key, tableRow(columns, row, data.at));
+  }
+  if (!lines.size) {
     const cell = make("td", { role: "cell", colspan: columns.length }, table.dataset.empty);
-    lines.push(make("tr", { role: "row" }, cell));
+    lines.set("", make("tr", { role: "row" }, cell));
   }
   byId(`${table.id}-count`).textContent = grouped(all.length);
-  table.tBodies[0].replaceChildren(...lines);
+  showLines(entry, lines);
   byId(`${table.id}-more`).replaceChildren(...more(table, rows.length, isExpanded));
   for (const { head, field } of columns)
     if (head.hasAttribute("aria-sort"))
       head.setAttribute("aria-sort", { [field]: "ascending", [`-${field}`]: "descending" }[sort] ?? "none");
+}
+
+// Shows rows. What is as before stays in the document, so that a link or a button keeps the focus.
+function showLines(entry, lines) {
+  const [body] = entry.table.tBodies;
+  for (const [key, line] of lines) lines.set(key, updated(entry.lines.get(key), line));
+  entry.lines = lines;
+  const focused = document.activeElement;
+  const isSame = lines.size === body.rows.length && [...lines.values()].every((line, index) => line === body.rows[index]);
+  if (!isSame) body.replaceChildren(...lines.values());
+  if (body.contains(focused) && focused !== document.activeElement) focused.focus({ preventScroll: true });
+}
+
+function updated(before, line) {
+  if (!before || before.cells.length !== line.cells.length) return line;
+  for (const [index, cell] of [...line.cells].entries()) replace(before.cells[index], cell);
+  return before;
 }
 
 function tableRow(columns, row, now) {

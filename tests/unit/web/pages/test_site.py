@@ -14,8 +14,22 @@ from harness.statuses import HOSTILE_NAMES, failure, queue, status, task, worker
 from celery_exporter.core.types import State
 from celery_exporter.status import charts as chart_views
 from celery_exporter.status.charts import ChartQuery, Charts
-from celery_exporter.status.columns import FAILURE_GROUPS, TABLES, TASKS, UNKNOWN, fixed, ordered, seconds
+from celery_exporter.status.columns import (
+    FAILURE_GROUPS,
+    QUEUE_LINK,
+    QUEUE_TASKS,
+    TABLES,
+    TASK_LINK,
+    TASKS,
+    UNKNOWN,
+    WORKER_LINK,
+    WORKER_TASKS,
+    fixed,
+    ordered,
+    seconds,
+)
 from celery_exporter.status.model import FailureGroup, Status
+from celery_exporter.status.task_columns import ATTEMPTS, FOUND, TASK_FACTS
 from celery_exporter.web.pages import layout, missing, site
 from celery_exporter.web.pages.query import Query, chosen
 from celery_exporter.web.pages.tables import COLLAPSED_ROWS
@@ -205,7 +219,65 @@ def test_names_link_to_their_pages():
         "queues/q%261",
         "tasks?name=a.b",
         f"task/{failure().uuid}",
+        "tasks?worker=w%201%40h%2F%C3%BC%3F%23",
+        "tasks?queue=q%261",
+        "tasks?exception=KeyError",
     } <= set(links)
+
+
+#: The last part of a field that has such a name → the URL of its list.
+LISTS = {
+    "worker": "tasks?worker={}",
+    "queue_name": "tasks?queue={}",
+    "task": "tasks?name={}",
+    "task_name": "tasks?name={}",
+    "exception": "tasks?exception={}",
+    "parent_id": "tasks?parent={}",
+    "root_id": "tasks?root={}",
+}
+COLUMNS = [
+    column
+    for columns in (
+        *(entry.table.columns for page in site.PAGES for entry in page.tables),
+        *(FOUND.columns, ATTEMPTS.columns, TASK_FACTS),
+    )
+    for column in columns
+]
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: f"{column.title} {column.field}")
+def test_one_click_leads_from_each_name_to_its_tasks(column):
+    """By the name itself, or by the link beside it, where the name leads to a page of its own."""
+    part = column.field.rpartition(".")[2]
+    wanted = {WORKER_LINK: WORKER_TASKS, QUEUE_LINK: QUEUE_TASKS}.get(column.link) or LISTS.get(part)
+    assert wanted in {None, column.tasks or column.link}
+    assert part != "uuid" or column.link == TASK_LINK
+
+
+@pytest.mark.parametrize(("path", "parameter"), [("/workers/", "worker"), ("/queues/", "queue")])
+def test_the_page_of_a_name_leads_to_its_tasks(path, parameter):
+    name = "name 010&"
+    shown = status(workers=[worker(name)], queues=[queue(name)])
+    links = [attributes.get("href") for tag, attributes in Parsed(html(shown, path, name, "../")).elements]
+    url = f"../tasks?{parameter}=name%20010%26"
+    assert {url, f"{url}&state=STARTED", f"{url}&state=FAILURE"} <= set(links)
+
+
+def test_counts_lead_to_the_tasks_that_they_count():
+    group = FailureGroup("K&E", "t", 7, 2, statuses.NOW, "w@h", "u")
+    parsed = Parsed(html(status(failure_groups=[group]), "/failures"))
+    parsed.elements += Parsed(html(status(workers=[worker("w", 1.0)], tasks=[task("t", 1.0)]))).elements
+    assert {
+        "tasks?exception=K%26E&name=t",
+        "tasks?worker=w&state=STARTED",
+        "tasks?name=t&state=PENDING,RECEIVED,STARTED,RETRY",
+    } <= {attributes.get("href") for tag, attributes in parsed.elements if tag == "a"}
+
+
+def test_ids_have_a_button_that_copies_them():
+    parsed = Parsed(html(status(failures=[failure()]), "/failures"))
+    (button,) = [attributes for tag, attributes in parsed.elements if attributes.get("class") == "copy"]
+    assert (button["type"], button["title"]) == ("button", f"Copy {failure().uuid}")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "\N{SNOWMAN}" * 250])
