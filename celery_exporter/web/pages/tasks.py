@@ -54,14 +54,14 @@ _FIELDS = (
 )
 #: Fields that are behind "more" unless they have a value.
 _RARE = frozenset({"until", "min_runtime", "root", "parent"})
-_FORM = """<form method="get" class="search" role="search" aria-label="Tasks">
+_FORM = """<form method="get" class="search one" role="search" aria-label="One task" action="task">
+<label>Id, or how it begins <input type="search" name="id" autocomplete="off" required></label>
+<button>Show</button></form>
+<form method="get" class="search" role="search" aria-label="Tasks">
 <label>State <select name="state">{states}</select></label>
 {fields}<details{is_open}><summary>more</summary><div>{rare}</div></details>
 <div class="actions"><button>Search</button> <a href="tasks">clear</a></div>
 {lists}</form>
-<form method="get" class="search" role="search" aria-label="One task" action="task">
-<label>Id, or how it begins <input type="search" name="id" autocomplete="off" required></label>
-<button>Show</button></form>
 """
 
 
