@@ -9,6 +9,7 @@ from celery_exporter.core.task_info import OPEN_STATE_NAMES, AttemptInfo, TaskIn
 from celery_exporter.quoting import printable, shell_word
 from celery_exporter.status.columns import UNKNOWN, seconds
 from celery_exporter.status.explanation import Explanation
+from celery_exporter.status.workflow import depths, in_tree_order
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 
 #: Titles of the columns of a list.
@@ -39,7 +40,7 @@ def task_text(answer: TaskAnswer, now: float) -> str:
     if task.attempts:
         lines += ["", *_aligned([_ATTEMPT_TITLES, *map(_attempt_row, task.attempts)])]
     if len(answer.workflow) > 1:
-        lines += ["", "Workflow", *_tree(answer.workflow, task.uuid)]
+        lines += ["", "Workflow", *_tree(answer)]
     if answer.problem:
         lines += ["", printable(answer.problem)]
     if task.state in OPEN_STATE_NAMES:
@@ -119,28 +120,15 @@ def _attempt_row(attempt: AttemptInfo) -> tuple[str, ...]:
     )
 
 
-def _tree(tasks: Sequence[TaskInfo], marked: str) -> Iterator[str]:
+def _tree(answer: TaskAnswer) -> Iterator[str]:
     """Yield a line for each task of a workflow, below the one that sent it, the oldest first."""
-    ordered = sorted(tasks, key=lambda task: (task.first_sent or task.since, task.uuid))
-    uuids = {task.uuid for task in ordered}
-    children: dict[str | None, list[TaskInfo]] = {}
-    for task in ordered:
-        parent = task.parent_id if task.parent_id in uuids and task.parent_id != task.uuid else None
-        children.setdefault(parent, []).append(task)
-    open_tasks = [(task, 0) for task in reversed(children.get(None, []))]
-    shown: set[str] = set()
-    while open_tasks:
-        task, depth = open_tasks.pop()
-        if task.uuid in shown:
-            continue
-        shown.add(task.uuid)
-        mark = " <-" if task.uuid == marked else ""
+    ordered = in_tree_order(answer.workflow)
+    for task, depth in zip(ordered, depths(ordered), strict=True):
+        mark = " <-" if task.uuid == answer.task.uuid else ""
         name, indent = printable(task.task_name or UNKNOWN), "  " * (depth + 1)
         yield f"{indent}{printable(task.uuid)}  {name}  {_state(task)}{mark}"
-        open_tasks += [(child, depth + 1) for child in reversed(children.get(task.uuid, []))]
-    for task in ordered:  # of a circle, which only a hostile client can send
-        if task.uuid not in shown:
-            yield f"  {printable(task.uuid)}  {printable(task.task_name or UNKNOWN)}  {_state(task)}"
+    if not answer.is_complete:
+        yield f"  The workflow has more tasks; these are the newest {len(ordered)}."
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

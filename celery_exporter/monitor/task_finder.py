@@ -107,12 +107,16 @@ class TaskFinder:
         both = self._together([*live, *current], stored)
         return [task for task in both if states.get(task.uuid) == task.state or is_wanted(task, wanted)]
 
-    def workflow(self, task: TaskInfo) -> Sequence[TaskInfo]:
-        """Return the tasks of the workflow of a task, itself included: all with its root, and that one."""
+    def workflow(self, task: TaskInfo) -> Page:
+        """Return the tasks of the workflow of a task, itself included: all with its root, and that one.
+
+        If there are too many, they are the newest, the root, and the task.
+        """
         root = task.root_id or task.uuid
-        members = self.search(TaskFilter(root_id=root), MAX_RELATED).tasks
-        roots = [] if any(member.uuid == root for member in members) else self.find(root, 1).tasks
-        return self._together(members, [*roots, task])
+        page = self.search(TaskFilter(root_id=root), MAX_RELATED)
+        roots = [] if any(member.uuid == root for member in page.tasks) else self.find(root, 1).tasks
+        is_complete = page.is_complete and page.next is None
+        return replace(page, tasks=self._together(page.tasks, [*roots, task]), is_complete=is_complete)
 
     def _together(self, newer: Sequence[TaskInfo], older: Sequence[TaskInfo]) -> list[TaskInfo]:
         """Return tasks of two sources, each once."""

@@ -18,6 +18,8 @@ from celery_exporter.status.finding import problems
 from celery_exporter.status.model import Status
 from celery_exporter.status.thresholds import LONG_WINDOW
 
+#: Characters of the beginning of an id: as many as a person needs to find the task.
+SHORT_LENGTH = 8
 #: The text for an unknown value.
 UNKNOWN = "–"  # noqa: RUF001  a dash
 
@@ -352,12 +354,17 @@ def _minute(value: float, _: float) -> str:
 
 
 def _time(value: float, _: float) -> str:
-    return datetime.fromtimestamp(value, timezone.utc).strftime("%H:%M:%S")
+    return utc(value)[11:]
+
+
+def _precise(value: float, _: float) -> str:
+    return utc(value)[5:]
 
 
 def utc(value: float) -> str:
-    """Return a time in UTC, for a tooltip."""
-    return datetime.fromtimestamp(value, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    """Return a time in UTC with milliseconds."""
+    at = datetime.fromtimestamp(value, timezone.utc)
+    return at.replace(tzinfo=None).isoformat(" ", "milliseconds")
 
 
 def _skew(value: float, _: float) -> str:
@@ -380,6 +387,8 @@ KINDS: dict[str, Callable[[Any, float], str]] = {
     "clock": _clock,
     "minute": _minute,
     "time": _time,
+    "precise": _precise,
+    "short": lambda value, _: value[:SHORT_LENGTH],
     "state": lambda value, _: value,
     "long": lambda value, _: value,
     "bytes": lambda value, _: f"{fixed(value / 1e6, 1)} MB",

@@ -59,7 +59,7 @@ TASK_FACTS = (
     Column("Run time", "task.runtime_seconds", "seconds", "Of the newest attempt."),
     Column("Exception", "task.exception", "text", "The newest one.", link=EXCEPTION_LINK),
     Column("Reason", "task.reason", "text", "Why it counts as over without an event."),
-    Column("First sent", "task.first_sent", "clock", unit="UTC"),
+    Column("First sent", "task.first_sent", "precise", unit="UTC"),
     Column("Sent by", "task.client", "text", "The process that sent it."),
     Column(
         "Parent", "task.parent_id", "text", "The task that sent it.", link=TASK_LINK, tasks="tasks?parent={}"
@@ -82,8 +82,8 @@ ATTEMPTS = Table(
         _STATE,
         _QUEUE,
         _WORKER,
-        Column("Sent", "sent", "clock", "By the clock of the client.", unit="UTC"),
-        Column("Due", "eta", "clock", "The time before which it must not start.", unit="UTC"),
+        Column("Sent", "sent", "precise", "By the clock of the client.", unit="UTC"),
+        Column("Due", "eta", "precise", "The time before which it must not start.", unit="UTC"),
         Column("Received", "received", "time", unit="UTC"),
         Column("Started", "started", "time", unit="UTC"),
         Column("Ended", "ended", "time", unit="UTC"),
@@ -101,14 +101,14 @@ WORKFLOW = Table(
     (
         _TASK,
         _STATE,
-        Column("First sent", "first_sent", "clock", unit="UTC"),
-        Column("Since", "since", "clock", "When it entered its state.", unit="UTC"),
+        Column("First sent", "first_sent", "precise", unit="UTC"),
+        Column("Since", "since", "precise", "When it entered its state.", unit="UTC"),
         _WORKER,
         _RUN_TIME,
         _ID,
-        Column("Parent", "parent_id", "text", "The task that sent it.", link=TASK_LINK),
+        Column("Parent", "parent_id", "short", "The beginning of the id of its sender.", link=TASK_LINK),
     ),
-    max_rows=500,
+    max_rows=502,  # the root and the task of the page may come in addition
     key="uuid",
 )
 

@@ -31,12 +31,16 @@ class TaskAnswer(Struct, frozen=True):
     task: Annotated[TaskInfo, Meta(description="The task.")]
     workflow: Annotated[
         Sequence[TaskInfo],
-        Meta(description="All known tasks with the same root, this one included; 500 at most."),
+        Meta(
+            description="All known tasks with the same root, this one included; the newest 500 at most. Each "
+            "is after the task that sent it."
+        ),
     ]
     trace_url: Annotated[
         str | None, Meta(description="Its trace in the tracing backend (`--trace-url`).")
     ] = None
     problem: Annotated[str, Meta(description=_PROBLEM)] = ""
+    is_complete: Annotated[bool, Meta(description="False if the workflow has more tasks.")] = True
 
 
 class Problem(Struct, frozen=True):

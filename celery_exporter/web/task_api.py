@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from celery_exporter.core.task_search import Cursor, Found, TaskFilter
 from celery_exporter.core.task_search import Page as FoundPage
 from celery_exporter.core.trace_ids import trace_id
 from celery_exporter.status.explain import NEVER_SEEN
+from celery_exporter.status.workflow import in_tree_order
 from celery_exporter.web.answers import Page, plain_json
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 from celery_exporter.web.task_query import BadQueryError, cursor_text, parse_query
@@ -35,8 +36,8 @@ class TaskFinder(Protocol):
     def search(self, wanted: TaskFilter, limit: int, before: Cursor | None = None) -> FoundPage:
         """Return the newest tasks after a place."""
 
-    def workflow(self, task: TaskInfo) -> Sequence[TaskInfo]:
-        """Return the tasks of the workflow of a task."""
+    def workflow(self, task: TaskInfo) -> FoundPage:
+        """Return the tasks of the workflow of a task, the newest ones if there are too many."""
 
 
 class Tasks:
@@ -68,7 +69,14 @@ class Tasks:
             return Problem(f"no task with the id {prefix} is known", [*problems, *NEVER_SEEN])
         if len(tasks) > 1:
             return Problem(f"several tasks begin with {prefix}", problems, [task.uuid for task in tasks])
-        return TaskAnswer(tasks[0], self._finder.workflow(tasks[0]), self._trace(tasks[0]), found.problem)
+        related = self._finder.workflow(tasks[0])
+        return TaskAnswer(
+            tasks[0],
+            in_tree_order(related.tasks),
+            self._trace(tasks[0]),
+            found.problem or related.problem,
+            related.is_complete,
+        )
 
     def _trace(self, task: TaskInfo) -> str | None:
         if self._trace_url is None:

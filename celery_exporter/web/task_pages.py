@@ -98,6 +98,7 @@ def _data(answer: TaskAnswer, status: Status) -> task.TaskData:
         workflow=answer.workflow,
         trace_url=answer.trace_url,
         problem=answer.problem,
+        is_complete=answer.is_complete,
     )
 
 

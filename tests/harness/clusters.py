@@ -172,6 +172,11 @@ class MadeUpHistory:
 STATES = ("SUCCESS", "SUCCESS", "STARTED", "FAILURE", "SUCCESS", "RETRY", "PENDING", "LOST", "RECEIVED")
 
 
+#: The number of the task in its workflow that sent each one, the oldest first: a root, two that it sent, and
+#: one that the second one sent.
+SENDERS = (None, 0, 0, 1)
+
+
 def _task_info(rng: random.Random, number: int, names: list[str], workers: list[str], at: float) -> TaskInfo:
     state, since = STATES[number % len(STATES)], at - 7 * number - rng.random()
     worker = None if state == "PENDING" else rng.choice(workers)
@@ -179,6 +184,8 @@ def _task_info(rng: random.Random, number: int, names: list[str], workers: list[
     exception = rng.choice(EXCEPTIONS) if state in {"FAILURE", "RETRY"} else None
     reason = "not_running" if state == "LOST" else None
     sent = since - (runtime or 0) - 1.5
+    workflow, position = divmod(number, len(SENDERS))
+    sender = SENDERS[-1 - position]
     first = AttemptInfo(
         "RETRY", 0, 0, "emails", worker, sent - 30, None, sent - 29.9, sent - 29.5, sent - 20, 0.5, 0.4, 9.5,
         "TimeoutError",
@@ -188,10 +195,16 @@ def _task_info(rng: random.Random, number: int, names: list[str], workers: list[
         runtime and since, worker and 0.5, worker and 0.5, runtime, exception, reason,
     )  # fmt: skip
     return TaskInfo(
-        _uuid(rng), rng.choice(names), "emails", state, since, worker, "web-1@gunicorn",
-        f"root-{number // 4}", f"root-{number // 4}", sent - 30, runtime, exception, reason, [first, newest],
-        "('order-4711', {'express': True})", "{}", "None" if state == "SUCCESS" else None,
+        _member(workflow, len(SENDERS) - 1 - position), rng.choice(names), "emails", state, since, worker,
+        "web-1@gunicorn", _member(workflow, 0), None if sender is None else _member(workflow, sender),
+        sent - 30, runtime, exception, reason, [first, newest], "('order-4711', {'express': True})", "{}",
+        "None" if state == "SUCCESS" else None,
     )  # fmt: skip
+
+
+def _member(workflow: int, position: int) -> str:
+    """Return the id of a task of a workflow; the root is at 0."""
+    return _uuid(random.Random(1_000 * workflow + position))
 
 
 def _name(words: tuple[str, ...], number: int, first: int = 0) -> str:

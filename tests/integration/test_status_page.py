@@ -318,7 +318,7 @@ def test_times_are_local_with_utc_as_tooltip(visit):
         page = visit(pages.url, timezone_id="Asia/Kolkata")
         at = page.page.locator("#at")
         until_equal(at.inner_text, "11-22 03:56:40")
-        assert at.get_attribute("title") == "2026-11-21 22:26:40 UTC"
+        assert at.get_attribute("title") == "2026-11-21 22:26:40.000 UTC"
         assert set(page.page.locator(".zone").all_text_contents()) == {"GMT+5:30"}
         until_equal(lambda: page.page.locator("#chart-wait .axis").inner_text().split()[-1], "03:56")
         static = visit(pages.url, timezone_id="Asia/Kolkata", java_script_enabled=False)
@@ -704,11 +704,48 @@ def test_on_a_phone_long_texts_wrap(visit):
         assert cell["height"] > 1.5 * page.page.locator("#workers td").bounding_box()["height"], "two lines"
 
 
-def test_on_a_desktop_no_table_scrolls(visit):
-    with serve_status(LARGE) as pages:
-        page = visit(pages.url)
+@pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
+@pytest.mark.parametrize("path", ["/", *TASK_PAGES, "/failures", "/workers"])
+def test_on_a_desktop_no_table_scrolls(visit, path, has_script):
+    """Ids of tasks, and times with milliseconds, are on it."""
+    with serve_status(LARGE, SINGLE_TASKS) as pages:
+        page = visit(pages.url + path.removeprefix("/"), java_script_enabled=has_script)
         overflow = "all => all.map(table => table.scrollWidth - table.clientWidth)"
-        assert page.page.locator(".wide").evaluate_all(overflow) == [0] * len(TABLES)
+        assert set(page.page.locator(".wide").evaluate_all(overflow)) == {0}
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_ids_do_not_wrap(visit, viewport):
+    with serve_status(LARGE, SINGLE_TASKS) as pages:
+        page = visit(f"{pages.url}task/{SINGLE_TASKS.tasks[0].uuid}", viewport=viewport)
+        heights = "all => all.map(id => id.getClientRects().length)"
+        assert set(page.page.locator(".id a, .id code").evaluate_all(heights)) == {1}
+
+
+@pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
+def test_a_workflow_is_an_indented_tree(visit, has_script):
+    with serve_status(LARGE, SINGLE_TASKS) as pages:
+        page = visit(f"{pages.url}task/{LARGE_TASK.uuid}", java_script_enabled=has_script)
+        if has_script:
+            page.page.evaluate("update()")
+        lefts = page.page.locator("#workflow td:first-child a").evaluate_all(
+            "all => all.map(link => link.getBoundingClientRect().left)"
+        )
+        root, child, grandchild, other_child = lefts
+        assert root < child == other_child < grandchild
+        assert page.column("workflow", "Parent")[1] == LARGE_TASK.uuid[:8]
+
+
+def test_a_workflow_that_begins_while_the_page_is_open_is_shown(visit):
+    finder = clusters.MadeUpTasks(LARGE, count=0)
+    task = replace(LARGE_TASK, root_id=None, parent_id=None)
+    finder.add(task)
+    with serve_status(LARGE, finder) as pages:
+        page = visit(f"{pages.url}task/{task.uuid}")
+        assert page.page.locator("#workflow").is_hidden()
+        finder.add(replace(task, uuid="sent by it", root_id=task.uuid, parent_id=task.uuid))
+        page.page.evaluate("update()")
+        page.page.locator("#workflow").get_by_text("sent by it").wait_for()
 
 
 # -- responses ---------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +20,7 @@ _NO_SEGMENTS = frozenset({".", ".."})
 #: The longest names in a link, in characters: the server rejects longer queries.
 MAX_LINK_LENGTH = 900
 #: Kinds that show a time, or the time since then.
-_TIMES = frozenset({"ago", "clock", "time"})
+_TIMES = frozenset({"ago", "clock", "time", "precise"})
 #: Times after 1970 and before the year 10000. Others are no times.
 _MAX_TIME = 253_402_300_800
 #: A rate that is not worth a look.
@@ -36,8 +35,8 @@ def cell_class(column: Column, row: Any) -> str:
     value = get(row, column.field)
     if column.kind == "decimal" and value is not None and text(column, row, 0.0) == _ZERO:
         return "decimal zero"
-    if column.link == TASK_LINK:
-        return f"{column.kind} id"
+    if _is_id(column):
+        return "text id"
     return (
         escape(f"{column.kind} {text(column, row, 0.0)}")
         if column.kind in _STATES and value is not None
@@ -68,9 +67,13 @@ def _linked(column: Column, row: Any, now: float, root: str) -> str:
     own, tasks = (escape(url(template, column, row)) for template in (column.link, column.tasks))
     return (
         (f'<a href="{root}{own}">{shown}</a>' if own else shown)
-        + (copy_button(shown) if column.link == TASK_LINK and get(row, column.field) else "")
+        + (copy_button(shown) if _is_id(column) and get(row, column.field) else "")
         + (f'<a class="list" href="{root}{tasks}" title="Tasks of {shown}"></a>' if tasks else "")
     )
+
+
+def _is_id(column: Column) -> bool:
+    return column.link == TASK_LINK and column.kind == "text"
 
 
 def copy_button(shown: str) -> str:
@@ -95,8 +98,8 @@ def link(template: str, name: str) -> str:
 
 def moment(at: float, shown: str) -> str:
     """Return a time as HTML, with its UTC as tooltip; the script shows local times."""
-    iso = datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return f'<time datetime="{iso}" title="{utc(at)}">{shown}</time>'
+    text_utc = utc(at)
+    return f'<time datetime="{text_utc.replace(" ", "T")}Z" title="{text_utc} UTC">{shown}</time>'
 
 
 def _is_time(value: float) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from celery_exporter.status.columns import Column, Table, first_sort, get, matches, ordered, reversed_sort
+from celery_exporter.status.workflow import depths
 from celery_exporter.web.pages.cells import cell_class, content
 from celery_exporter.web.pages.facts import attributes, label, meaning, unit
 from celery_exporter.web.pages.query import ALL, Query
@@ -53,6 +54,7 @@ class ShownTable(Struct, frozen=True):
     link: str = ""
     then: str = ""
     field: str = ""  # with the rows, if it is not the name of the table
+    is_tree: bool = False  # of the tasks of a workflow; that of the page is marked
 
 
 def html(shown: ShownTable, data: Any, query: Query) -> str:
@@ -69,7 +71,11 @@ def html(shown: ShownTable, data: Any, query: Query) -> str:
         matching = ordered(matching, order)
     is_expanded = query.of(table.name, "rows") == ALL
     limit = table.max_rows if is_expanded else shown.rows
-    cells = "".join(_row(table, row, data.at, query.root) for row in matching[:limit])
+    kinds = _tree(matching, data.task.uuid) if shown.is_tree else [""] * len(matching)
+    cells = "".join(
+        _row(table, row, kind, data.at, query.root)
+        for row, kind in zip(matching[:limit], kinds[:limit], strict=True)
+    )
     empty = f'<tr role="row"><td role="cell" colspan="{len(table.columns)}">{escape(table.empty)}</td></tr>'
     title = f'<a href="{query.root}{shown.link}">{table.title}</a>' if shown.link else table.title
     return _TABLE.format(
@@ -135,10 +141,18 @@ def _head(table: Table, column: Column, sort: str, query: Query) -> str:
     )
 
 
-def _row(table: Table, row: Any, now: float, root: str) -> str:
+def _tree(tasks: Sequence[Any], marked: str) -> list[str]:
+    """Return the attributes of the rows of a tree: how deep each is, and whether it is that of the page."""
+    return [
+        f' data-depth="{depth}"{" aria-current=true" if task.uuid == marked else ""}'
+        for task, depth in zip(tasks, depths(tasks), strict=True)
+    ]
+
+
+def _row(table: Table, row: Any, kind: str, now: float, root: str) -> str:
     cells = (
         f'<td role="cell" class="{cell_class(column, row)}" data-title="{label(column)}">'
         f"{content(column, row, now, root)}</td>"
         for column in table.columns
     )
-    return f'<tr role="row">{"".join(cells)}</tr>'
+    return f'<tr role="row"{kind}>{"".join(cells)}</tr>'

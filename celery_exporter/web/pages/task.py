@@ -20,6 +20,15 @@ from celery_exporter.web.task_answers import Problem
 MAIN = WORKFLOW.name
 _ATTEMPTS = ShownTable(ATTEMPTS, "", field="task.attempts")
 TABLES = (ATTEMPTS.name, WORKFLOW.name)
+_TREE = """<div class="tree"{hidden}>
+{table}{cut}<p class="about">Each task is below the one that sent it, as far as that is known. Events do not
+say which tasks form a group: members of a group that a client sends are workflows of their own, and the body
+of a chord is below the member that ended last.</p>
+</div>
+"""
+_CUT = """<p class="note warning">The workflow has more tasks than these {count}, the newest ones.
+<a href="{url}">Search for all of them</a></p>
+"""
 
 
 class TaskData(Detail, frozen=True, kw_only=True):
@@ -29,6 +38,7 @@ class TaskData(Detail, frozen=True, kw_only=True):
     workflow: Sequence[TaskInfo]
     trace_url: str | None = None
     problem: str = ""
+    is_complete: bool = True
 
 
 def html(data: TaskData, query: Query, explanation: str = "") -> str:
@@ -38,7 +48,6 @@ def html(data: TaskData, query: Query, explanation: str = "") -> str:
         for column in TASK_FACTS
         if column.field not in RARE_FACTS or get(data, column.field) is not None
     ]
-    workflow = ShownTable(with_unseen(WORKFLOW, data.workflow), "first_sent")
     uuid = escape(data.task.uuid)
     parts = [
         f'<p class="id"><code>{uuid}</code>{copy_button(uuid)}{_trace(data.trace_url)}</p>\n',
@@ -46,11 +55,20 @@ def html(data: TaskData, query: Query, explanation: str = "") -> str:
         facts(columns, data, query.root),
         explanation,
         table_html(_ATTEMPTS, data, query),
-        table_html(workflow, data, query) if len(data.workflow) > 1 else "",
+        _workflow(data, query),
     ]
     heading = data.task.task_name or "Task"
     url = link("api/v1/tasks/{}", data.task.uuid)
     return frame(data, "".join(parts), Place(heading, url, "Tasks", query, is_single=True))
+
+
+def _workflow(data: TaskData, query: Query) -> str:
+    """Return the tree of the workflow, and what it does not show."""
+    url = escape(query.root + link("tasks?root={}", data.task.root_id or data.task.uuid))
+    cut = "" if data.is_complete else _CUT.format(count=len(data.workflow), url=url)
+    hidden = "" if len(data.workflow) > 1 else " hidden"
+    table = ShownTable(with_unseen(WORKFLOW, data.workflow), "", is_tree=True)
+    return _TREE.format(table=table_html(table, data, query), cut=cut, hidden=hidden)
 
 
 def _trace(url: str | None) -> str:

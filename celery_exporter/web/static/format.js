@@ -3,8 +3,8 @@
 
 const UNKNOWN = "–";
 const HISTORY_SECONDS = 900, LINE_WIDTH = 120, LINE_HEIGHT = 24; // as in status/thresholds.py and web/pages/cells.py
-const MAX_LINK_LENGTH = 900, MAX_TIME = 253402300800, TASK_LINK = "task/{}";
-const TIMES = new Set(["ago", "clock", "time"]);
+const MAX_LINK_LENGTH = 900, MAX_TIME = 253402300800, TASK_LINK = "task/{}", SHORT_LENGTH = 8;
+const TIMES = new Set(["ago", "clock", "time", "precise"]);
 const STATES = new Set(["up", "yes", "open", "state"]);
 
 const byId = (id) => document.getElementById(id);
@@ -27,18 +27,17 @@ function seconds(value) {
 
 const ago = (value) => (value < 60 ? `${Math.floor(value)} s` : seconds(value));
 const two = (number) => String(number).padStart(2, "0");
+const dateOf = (at) => new Date(at * 1000 + 0.0005); // rounded to microseconds, then cut to milliseconds
 
 function minute(at) {
-  const date = new Date(at * 1000);
+  const date = dateOf(at);
   return `${two(date.getHours())}:${two(date.getMinutes())}`;
 }
 
-const time = (at) => `${minute(at)}:${two(new Date(at * 1000).getSeconds())}`;
-
-function clock(at) {
-  const date = new Date(at * 1000);
-  return `${two(date.getMonth() + 1)}-${two(date.getDate())} ${time(at)}`;
-}
+const second = (at) => `${minute(at)}:${two(dateOf(at).getSeconds())}`;
+const day = (at) => `${two(dateOf(at).getMonth() + 1)}-${two(dateOf(at).getDate())}`;
+const clock = (at) => `${day(at)} ${second(at)}`;
+const time = (at) => `${second(at)}.${String(dateOf(at).getMilliseconds()).padStart(3, "0")}`;
 
 function skew(value) {
   const size = fixed(Math.abs(value), 1);
@@ -60,6 +59,8 @@ const KINDS = {
   skew: skew,
   clock: clock,
   time: time,
+  precise: (at) => `${day(at)} ${time(at)}`,
+  short: (value) => value.slice(0, SHORT_LENGTH),
   state: (value) => value,
   long: (value) => value,
   bytes: (value) => `${fixed(value / 1e6, 1)} MB`,
@@ -102,7 +103,7 @@ function text({ field, kind, totalField }, row, now) {
 function cellClass(column, row) {
   const isKnown = get(row, column.field) !== null;
   if (column.kind === "decimal" && isKnown && text(column, row, 0) === "0.00") return "decimal zero";
-  if (column.link === TASK_LINK) return `${column.kind} id`;
+  if (isId(column)) return "text id";
   return STATES.has(column.kind) && isKnown ? `${column.kind} ${text(column, row, 0)}` : column.kind;
 }
 
@@ -123,11 +124,12 @@ function linked(column, row, now) {
   const [own, tasks] = [column.link, column.tasks].map((template) => linkTo(template ?? "", column, row));
   return [
     own ? make("a", { href: root + own }, shown) : shown,
-    ...(column.link === TASK_LINK && get(row, column.field) ? [copyButton(shown)] : []),
+    ...(isId(column) && get(row, column.field) ? [copyButton(shown)] : []),
     ...(tasks ? [make("a", { class: "list", href: root + tasks, title: `Tasks of ${shown}` })] : []),
   ];
 }
 
+const isId = ({ kind, link }) => kind === "text" && link === TASK_LINK;
 const copyButton = (shown) => make("button", { type: "button", class: "copy", title: `Copy ${shown}` });
 
 function linkTo(template, { field }, row) {
@@ -139,8 +141,8 @@ function linkTo(template, { field }, row) {
 }
 
 function moment(at, shown) {
-  const iso = `${new Date(at * 1000).toISOString().slice(0, 19)}Z`;
-  return make("time", { datetime: iso, title: `${iso.slice(0, 19).replace("T", " ")} UTC` }, shown);
+  const iso = dateOf(at).toISOString();
+  return make("time", { datetime: iso, title: `${iso.slice(0, -1).replace("T", " ")} UTC` }, shown);
 }
 
 function meter(value, whole, title) {

@@ -58,10 +58,15 @@ function fillTable(entry, data) {
   const matching = all.filter((row) => matches(columns, row, parameters.get(`${prefix}filter`) || ""));
   const isExpanded = parameters.get(`${prefix}rows`) === "all";
   const rows = ordered(ordered(matching, columns, table.dataset.then), columns, sort);
+  const part = table.closest(".tree"), tree = part && depths(rows);
+  if (part) part.hidden = all.length < 2;
   const lines = new Map();
   for (const [index, row] of rows.slice(0, Number(isExpanded ? maxRows : collapsed)).entries()) {
     const key = get(row, table.dataset.key) ?? index;
-    lines.set(lines.has(key) ? `${key} ${index}` : key, tableRow(columns, row, data.at));
+    const line = tableRow(columns, row, data.at);
+    if (tree) line.dataset.depth = tree.get(row.uuid);
+    if (tree && row.uuid === data.task.uuid) line.setAttribute("aria-current", "true");
+    lines.set(lines.has(key) ? `${key} ${index}` : key, line);
   }
   if (!lines.size) {
     const cell = make("td", { role: "cell", colspan: columns.length }, table.dataset.empty);
@@ -73,6 +78,13 @@ function fillTable(entry, data) {
   for (const { head, field } of columns)
     if (head.hasAttribute("aria-sort"))
       head.setAttribute("aria-sort", { [field]: "ascending", [`-${field}`]: "descending" }[sort] ?? "none");
+}
+
+// Returns how deep below a root each task of a workflow is. A task is after the one that sent it.
+function depths(tasks) {
+  const depths = new Map();
+  for (const { uuid, parent_id: parent } of tasks) depths.set(uuid, (depths.get(parent) ?? -1) + 1);
+  return depths;
 }
 
 // Shows rows. What is as before stays in the document, so that a link or a button keeps the focus.
@@ -87,7 +99,7 @@ function showLines(entry, lines) {
 }
 
 function updated(before, line) {
-  if (!before || before.cells.length !== line.cells.length) return line;
+  if (!before || before.cells.length !== line.cells.length || before.dataset.depth !== line.dataset.depth) return line;
   for (const [index, cell] of [...line.cells].entries()) replace(before.cells[index], cell);
   return before;
 }

@@ -156,7 +156,10 @@ def test_a_task_in_both_is_there_once_with_the_state_of_the_cluster(store):
 def test_after_a_restart_the_file_knows_the_workflow_of_an_open_task(store):
     tasks = finder(restarted(store), store)
     (task,) = tasks.find("u1").tasks
-    assert {member.uuid: member.state for member in tasks.workflow(task)} == {"r1": "SUCCESS", "u1": "RETRY"}
+    assert {member.uuid: member.state for member in tasks.workflow(task).tasks} == {
+        "r1": "SUCCESS",
+        "u1": "RETRY",
+    }
     members = tasks.search(TaskFilter(root_id="r1"), LIMIT).tasks
     assert [(member.uuid, member.state) for member in members] == [("u1", "RETRY"), ("r1", "SUCCESS")]
     assert tasks.search(TaskFilter(root_id="r1", states=frozenset({"PENDING"})), LIMIT).tasks == []
@@ -243,7 +246,7 @@ def test_the_problem_of_the_file_is_passed_on_with_what_the_cluster_has(store):
     found, page = tasks.find("u1"), tasks.search(TaskFilter(), LIMIT)
     assert ([task.uuid for task in found.tasks], found.problem) == (["u1"], problem)
     assert ([task.uuid for task in page.tasks], page.problem) == (["u1"], problem)
-    assert [task.uuid for task in tasks.workflow(found.tasks[0])] == ["u1"]
+    assert [task.uuid for task in tasks.workflow(found.tasks[0]).tasks] == ["u1"]
     assert (tasks.find("u2").tasks, tasks.find("u2").problem) == ([], problem)
 
 

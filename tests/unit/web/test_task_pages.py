@@ -17,6 +17,7 @@ from celery_exporter.core.task_info import OPEN_STATE_NAMES, STATE_NAMES, TaskIn
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.status.columns import UNKNOWN
+from celery_exporter.monitor import task_finder
 from celery_exporter.status.explain import NEVER_SEEN
 from celery_exporter.status.explanation import BusyError, Explanation
 from celery_exporter.status.task_columns import ATTEMPTS, FOUND, TASK_FACTS, WORKFLOW
@@ -140,7 +141,6 @@ def test_a_task_is_shown_with_its_attempts_and_workflow():
     parsed = Parsed(text)
     assert parsed.column("attempts", "Attempt") == ["0", "1"]
     assert parsed.column("attempts", "State") == ["RETRY", TASK.state]
-    assert TASK.uuid in parsed.column("workflow", "Id")
     assert f"<h1>{TASK.task_name}</h1>" in text
     links = {attributes.get("href") for tag, attributes in parsed.elements if tag == "a"}
     worker, queue = (TASK.worker or "").replace("@", "%40"), TASK.queue_name
@@ -160,6 +160,57 @@ def test_a_task_that_was_not_seen_since_a_restart_has_the_time_of_the_start():
         assert (code, {*times}, len(times)) == (200, {"09-21 14:13:20"}, len(states))
         assert title not in get(path)[1]
     assert f"<dt>{title} " in text
+
+
+def workflow_of(finder: Any, task: TaskInfo) -> list[tuple[str | None, str | None, str]]:
+    """Return how deep each task of the tree is, whether it is marked, and its id."""
+    parsed = Parsed(get(f"/task/{task.uuid}", finder)[1])
+    rows = [attributes for tag, attributes in parsed.elements if tag == "tr" and "data-depth" in attributes]
+    pairs = zip(rows, parsed.column("workflow", "Id"), strict=True)
+    return [(row["data-depth"], row.get("aria-current"), uuid) for row, uuid in pairs]
+
+
+def test_the_workflow_is_a_tree_in_which_the_task_is_marked():
+    ids = [task.uuid for task in FINDER.tasks[:4]][::-1]
+    assert workflow_of(FINDER, FINDER.tasks[1]) == [
+        ("0", None, ids[0]), ("1", None, ids[1]), ("2", None, ids[3]), ("1", "true", ids[2]),
+    ]  # fmt: skip
+
+
+def test_a_task_without_a_workflow_shows_none():
+    finder = clusters.MadeUpTasks(CLUSTER, count=0)
+    finder.add(replace(TASK, root_id=None, parent_id=None))
+    text = get(f"/task/{TASK.uuid}", finder)[1]
+    assert '<div class="tree" hidden>' in text
+    assert '<div class="tree">' in get(f"/task/{TASK.uuid}")[1]
+
+
+def test_a_workflow_that_is_cut_off_says_so(monkeypatch):
+    finder = clusters.MadeUpTasks(CLUSTER)
+    url = f"../tasks?root={TASK.root_id}"
+    assert "more tasks than these" not in get(f"/task/{TASK.uuid}", finder)[1]
+    monkeypatch.setattr(task_finder, "MAX_RELATED", 2)
+    text = get(f"/task/{TASK.uuid}", finder)[1]
+    assert "more tasks than these 3, the newest ones" in text, "two, and the task itself"
+    assert f'<a href="{url}">Search for all of them</a>' in text
+
+
+def test_the_sender_of_a_task_is_linked_by_the_beginning_of_its_id():
+    text = get(f"/task/{TASK.uuid}")[1]
+    assert f'<a href="../task/{TASK.uuid}">{TASK.uuid[:8]}</a>' in text
+
+
+def test_times_on_the_page_of_a_task_have_milliseconds():
+    attempt = replace(TASK.attempts[0], sent=1.0, eta=1.25, received=1.0015, started=1.9999999, ended=2.0)
+    finder = clusters.MadeUpTasks(CLUSTER, count=0)
+    finder.add(replace(TASK, first_sent=1.0, attempts=[attempt]))
+    parsed = Parsed(get(f"/task/{TASK.uuid}", finder)[1])
+    times = [parsed.column("attempts", title)[0] for title in ("Sent UTC", "Due UTC", "Received UTC")]
+    assert times == ["01-01 00:00:01.000", "01-01 00:00:01.250", "00:00:01.001"]
+    times = [parsed.column("attempts", title)[0] for title in ("Started UTC", "Ended UTC")]
+    assert times == ["00:00:02.000", "00:00:02.000"]
+    titles = [attributes["title"] for tag, attributes in parsed.elements if tag == "time"]
+    assert "1970-01-01 00:00:01.001 UTC" in titles
 
 
 def test_the_trace_of_a_task_is_linked():
