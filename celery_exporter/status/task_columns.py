@@ -65,7 +65,11 @@ TASK_FACTS = (
         "Parent", "task.parent_id", "text", "The task that sent it.", link=TASK_LINK, tasks="tasks?parent={}"
     ),
     Column(
-        "Root", "task.root_id", "text", "The task that began the workflow.", link=TASK_LINK,
+        "Root",
+        "task.root_id",
+        "text",
+        "The task that began the workflow.",
+        link=TASK_LINK,
         tasks="tasks?root={}",
     ),
     Column("Arguments", "task.args", "long", "Only with --record-arguments."),

@@ -208,7 +208,7 @@ def test_a_task_that_was_open_before_a_restart_is_unseen_until_an_event_of_it_co
 
     def unseen() -> dict[str, float | None]:
         found = [*tasks.find("open").tasks, *tasks.search(TaskFilter(), LIMIT).tasks]
-        found += tasks.workflow(tasks.find("open").tasks[0])
+        found += tasks.workflow(tasks.find("open").tasks[0]).tasks
         return {task.uuid: task.unseen_since for task in found}
 
     assert unseen() == {"open": start, "over": None, "left": None}

@@ -16,8 +16,8 @@ from celery_exporter.core.message_location import MessageLocation
 from celery_exporter.core.task_info import OPEN_STATE_NAMES, STATE_NAMES, TaskInfo
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.status.columns import UNKNOWN
 from celery_exporter.monitor import task_finder
+from celery_exporter.status.columns import UNKNOWN
 from celery_exporter.status.explain import NEVER_SEEN
 from celery_exporter.status.explanation import BusyError, Explanation
 from celery_exporter.status.task_columns import ATTEMPTS, FOUND, TASK_FACTS, WORKFLOW
