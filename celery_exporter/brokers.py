@@ -44,13 +44,18 @@ class CannotStartError(Exception):
 
 
 class RunningBroker:
-    """One broker. Call `start`, then `stop` and `join`.
+    """One broker. Call `start`, then `stop` and `join`. `names` returns the names of all brokers.
 
     Raises BadSettingError for settings that cannot be used, and CannotStartError.
     """
 
     def __init__(
-        self, name: str, settings: Settings, take_snapshot: TakeSnapshot, renderers: Renderers
+        self,
+        name: str,
+        settings: Settings,
+        take_snapshot: TakeSnapshot,
+        renderers: Renderers,
+        names: Callable[[], Sequence[str]],
     ) -> None:
         own = settings.brokers[name]
         self.settings = own
@@ -71,7 +76,7 @@ class RunningBroker:
             self.source = PageSource(
                 snapshot, Exposition(rows, prefix, static, {BROKER_LABEL: name}), tracker
             )
-        sources = Sources(monitor.status, monitor.charts, settings.grafana_url or "")
+        sources = Sources(monitor.status, monitor.charts, settings.grafana_url or "", name, names)
         app = build(
             MetricsPage(lambda: [plain], renderers),
             monitor.is_ready,
@@ -181,7 +186,9 @@ class Brokers:
     def _new_one(self, settings: Settings, name: str) -> RunningBroker:
         context = copy_context()
         context.run(BROKER.set, name)
-        return context.run(RunningBroker, name, settings, self._take_snapshot, self.renderers)
+        return context.run(
+            RunningBroker, name, settings, self._take_snapshot, self.renderers, lambda: [*self.by_name]
+        )
 
 
 def _given(settings: Settings, name: str) -> Mapping[str, object] | None:

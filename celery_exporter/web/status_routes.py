@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -32,6 +32,8 @@ class Sources(NamedTuple):
     status: Callable[[], Status]
     charts: Callable[[ChartQuery], Charts] | None = None
     grafana_url: str = ""
+    broker: str = ""  # its name, if there are several
+    brokers: Callable[[], Sequence[str]] = tuple  # the names of all
 
 
 class Answers:
@@ -39,7 +41,7 @@ class Answers:
 
     def __init__(self, sources: Sources) -> None:
         self.worker = Worker()
-        self._grafana_url = sources.grafana_url
+        self._sources = sources
         self._status: Cache[None, Encoded] = Cache(self.worker, lambda _: encode(sources.status()))
         self._charts: Cache[ChartQuery, Encoded] | None = None
         if (charts := sources.charts) is not None:
@@ -47,8 +49,16 @@ class Answers:
 
     def query(self, request: Request, known: Collection[str], main: str) -> Query:
         """Return what a request asks for, with the parameters that are known."""
-        name = _name(request)
-        return Query(chosen(request.query_params, known), main, name, _root(request), self._grafana_url)
+        sources = self._sources
+        return Query(
+            chosen(request.query_params, known),
+            main,
+            _name(request),
+            _root(request),
+            sources.grafana_url,
+            sources.broker,
+            sources.brokers(),
+        )
 
     async def status(self) -> Encoded:
         """Return the status and its JSON."""

@@ -58,7 +58,7 @@ _FRAME = """<!doctype html>
 <a class="skip" href="#main">Skip to the content</a>
 <header>
 <p class="brand"><b>celery-exporter</b> <small id="exporter">{version}</small></p>
-<nav aria-label="Pages" class="pages">{navigation}</nav>
+{brokers}<nav aria-label="Pages" class="pages">{navigation}</nav>
 </header>
 <main id="main">
 <div class="head">
@@ -74,6 +74,12 @@ _FRAME = """<!doctype html>
 <a href="{root}-/ready">Readiness</a>{dashboard}</nav></footer>
 </body>
 </html>
+"""
+_BROKERS = """<details class="brokers">
+<summary>Broker <b>{current}</b></summary>
+<nav aria-label="Brokers"><a href="{root}../../">All brokers</a>
+{links}</nav>
+</details>
 """
 #: Without the script, a page reloads itself, unless a person may be filling in its form.
 _RELOAD = '<noscript><meta http-equiv="refresh" content="10"></noscript>\n'
@@ -105,12 +111,26 @@ def frame(data: Any, main: str, place: Place) -> str:
         reload="" if place.is_single else _RELOAD,
         single=" data-single" if place.is_single else "",
         version=escape(data.exporter_version),
+        brokers=_brokers(place),
         navigation=_navigation(data, root, place.navigation),
         heading=escape(heading),
         at=moment(data.at, KINDS["clock"](data.at, 0.0)).replace("<time", '<time id="at"', 1),
         outage=escape(outage(data)),
         main=main,
     )
+
+
+def _brokers(place: Place) -> str:
+    """Return links to the same page of the other brokers, if there are several."""
+    query, path = place.query, NAVIGATION[place.navigation]
+    if len(query.brokers) < 2:
+        return ""
+    current = {query.broker: " aria-current=page"}
+    links = "".join(
+        f'<a href="{query.root}../{escape(name)}/{path}"{current.get(name, "")}>{escape(name)}</a>\n'
+        for name in query.brokers
+    )
+    return _BROKERS.format(current=escape(query.broker), links=links, root=query.root)
 
 
 def _dashboard(place: Place) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from urllib.parse import urlencode
 
 from msgspec import Struct
@@ -20,7 +20,8 @@ class Query(Struct, frozen=True):
 
     Parameters of the main table have no prefix: `sort`, and not `workers.sort`. `name` is that of the worker
     or queue in the path. `root` is the URL of the start page, relative to this one. `grafana` is the URL of a
-    Grafana with the dashboards of this project, "" if there is none.
+    Grafana with the dashboards of this project, "" if there is none. `broker` is the one that the page is
+    about, of several `brokers`; both are empty if there is only one.
     """
 
     parameters: Mapping[str, str] = {}
@@ -28,6 +29,8 @@ class Query(Struct, frozen=True):
     name: str = ""
     root: str = ""
     grafana: str = ""
+    broker: str = ""
+    brokers: Sequence[str] = ()
 
     def key(self, table: str, name: str) -> str:
         """Return the parameter that is `name` for a table."""

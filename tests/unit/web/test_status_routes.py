@@ -23,12 +23,14 @@ from celery_exporter.web.status_routes import Sources
 CLUSTER = clusters.cluster(6, 3)
 
 
-def get(path: str, query: str = "", shown: Status = CLUSTER, *, raw_path: str = "") -> tuple[int, str]:
+def get(
+    path: str, query: str = "", shown: Status = CLUSTER, *, raw_path: str = "", **sources: Any
+) -> tuple[int, str]:
     """Return the status and the text of an answer. `path` is decoded, as by an ASGI server."""
 
     async def request() -> list[dict[str, Any]]:
         page = MetricsPage(lambda: [PageSource(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))])
-        app = build(page, lambda: True, str, sources=Sources(lambda: shown, clusters.charts))
+        app = build(page, lambda: True, str, sources=Sources(lambda: shown, clusters.charts, **sources))
         messages: list[dict[str, Any]] = []
 
         async def send(message: dict[str, Any]) -> None:
@@ -106,3 +108,15 @@ def test_json_decodes_to_the_same_status():
     assert msgspec.json.encode(decoded) == msgspec.json.encode(original)
     assert decoded.at == NOW
     assert re.fullmatch(rb'\{"version":1,.*\}', msgspec.json.encode(original))
+
+
+def test_pages_of_several_brokers_link_to_each_other():
+    several: dict[str, Any] = {"broker": "shop", "brokers": lambda: ("shop", "billing")}
+    text = get("/workers", **several)[1]
+    assert "<summary>Broker <b>shop</b></summary>" in text
+    assert '<a href="../shop/workers" aria-current=page>shop</a>' in text
+    assert '<a href="../billing/workers">billing</a>' in text
+    assert '<a href="../../">All brokers</a>' in text
+    name = CLUSTER.workers[0].name
+    assert '<a href="../../billing/workers">billing</a>' in get(f"/workers/{name}", **several)[1]
+    assert "All brokers" not in get("/workers", broker="shop", brokers=lambda: ("shop",))[1]
