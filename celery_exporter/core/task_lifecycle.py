@@ -238,6 +238,8 @@ class TaskLifecycle:
                 events = [event for event in events if event.hostname == events[0].hostname]
             label_set, since = self._labels.find(events), events[0].timestamp
         self.tasks.move(task, self.tasks.group(label_set), PENDING, since)
+        if self.tasks.kept:
+            self.tasks.adopt(task)
 
     def _identify_by_worker(self, task: Task, event: Event, now: Timestamp) -> None:
         """Identify a task that was sent to an unknown queue, if the queues of its worker are known."""

@@ -133,8 +133,12 @@ class Search:
 
 def find(tasks: TaskTable, uuids: Iterable[str]) -> list[TaskInfo]:
     """Return the tasks with these ids, as far as the cluster has them."""
-    found = (tasks.get(uuid) or tasks.kept.get(uuid) for uuid in uuids)
-    return [task_info(task) for task in found if task is not None and is_shown(task)]
+    found = (_shown(tasks.get(uuid)) or _shown(tasks.kept.get(uuid)) for uuid in uuids)
+    return [task_info(task) for task in found if task is not None]
+
+
+def _shown(task: Task | None) -> Task | None:
+    return None if task is None or not is_shown(task) else task
 
 
 def has(tasks: TaskTable, uuid: str) -> bool:
@@ -144,7 +148,7 @@ def has(tasks: TaskTable, uuid: str) -> bool:
 
 def all_uuids(tasks: TaskTable) -> list[str]:
     """Return the ids of all tasks, also of those that are kept after their end."""
-    return [*tasks.uuids(), *tasks.kept]
+    return [*tasks.uuids(), *(uuid for uuid in tasks.kept if tasks.get(uuid) is None)]
 
 
 def matches(task: Task, filter_: TaskFilter) -> bool:

@@ -255,13 +255,18 @@ class TaskTable:
     def new(self, uuid: str, last_seen: float, bucket: StateBucket, since: float = 0.0) -> Task:
         """Add a new task and return it."""
         task = self._tasks[uuid] = bucket.tasks[uuid] = Task(uuid, last_seen, bucket, since)
-        if self.kept and (former := self.kept.pop(uuid, None)):
-            task.details = former.details
-            if task.details is not None:
-                task.details.close()  # what comes now may be of another attempt
+        if self.kept and bucket is not self.unidentified:
+            self.adopt(task)
         if self.changed is not None:
             self.changed.add(uuid)
         return task
+
+    def adopt(self, task: Task) -> None:
+        """Continue the details of a task with the same id that was removed. Until then, that one is found."""
+        former = self.kept.pop(task.uuid, None)
+        if former is not None and former.details is not None:
+            task.details = former.details
+            task.details.close()  # what comes now may be of another attempt
 
     def group(self, label_set: LabelSet) -> TaskGroup:
         """Return the one `TaskGroup` of this label set."""

@@ -94,6 +94,22 @@ def test_pages_of_a_search_are_what_a_loop_over_all_tasks_finds(tasks, wanted, i
     assert found == expected
 
 
+def test_a_kept_task_is_found_while_a_late_event_of_it_is_not_identified():
+    driver = driver_with([("add", "q", "w@h", "r", 0, 4)])
+    driver.wait(70)
+    tasks = driver.cluster.tasks
+    (before,) = find(tasks, ["000"])
+    driver.apply(failed("000", at=1))
+    for _ in range(2):
+        assert find(tasks, ["000"]) == find(tasks, all_uuids(tasks)) == [before]
+        assert search(driver, TaskFilter(task_name="add")).tasks == [before]
+        driver.wait(0.9)
+    driver.wait(1)
+    (after,) = find(tasks, all_uuids(tasks))
+    assert [attempt.state for attempt in after.attempts] == [before.state, "FAILURE"]
+    assert (after.root_id, after.first_sent, len(tasks.kept)) == ("r", before.first_sent, 0)
+
+
 def test_a_search_takes_the_lock_for_a_thousand_tasks_at_a_time():
     driver = driver_with([("add", "q", "w@h", None, 0, 1)] * 2_500)
     assert len([*Search(driver.cluster.tasks, TaskFilter(), 10).steps()]) == 3
