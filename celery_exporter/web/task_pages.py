@@ -40,7 +40,7 @@ def pages(
         if finder is None:
             return _problem(OFF, status, answers.query(request, (), FOUND.name))
         data, code = await _found(finder, status, request)
-        chosen = answers.query(request, PARAMETERS, FOUND.name)
+        chosen = answers.query(request, (*PARAMETERS, tasks.ROWS), FOUND.name)
         text = await answers.worker.run(lambda: tasks.html(data, status, chosen))
         return html_response(text, code)
 

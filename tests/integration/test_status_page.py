@@ -34,6 +34,7 @@ from celery_exporter import __version__
 from celery_exporter.status.columns import TABLES
 from celery_exporter.web.pages import site
 from celery_exporter.web.pages.layout import POLICY, STATIC
+from celery_exporter.web.pages.tables import NARROW_ROWS
 from tools.docgen.api import REFERENCE
 
 API = "/api/v1/status"
@@ -421,7 +422,7 @@ def test_tables_are_collapsed_and_expand(visit, has_script):
         page.page.get_by_role("link", name="show all 80").click()
         until_equal(lambda: len(page.column("workers", "Worker")), 80)
         assert page.page.url.split("#")[0].endswith("/workers?filter=web&rows=all")
-        page.page.get_by_role("link", name="show 20").click()
+        page.page.get_by_role("link", name="show fewer").click()
         until_equal(lambda: len(page.column("workers", "Worker")), 20)
 
 
@@ -665,8 +666,9 @@ def test_axe_reports_low_contrast_and_a_missing_label(visit):
         }
 
 
-#: Returns where all cells are, in one call: a refresh may replace them in between.
-BOXES = "[...document.querySelectorAll('td')].map(cell => cell.getBoundingClientRect().toJSON())"
+#: Returns where the cells of all rows that are shown are, in one call: a refresh may replace them in between.
+BOXES = """[...document.querySelectorAll("tr")].filter((row) => row.checkVisibility())
+  .flatMap((row) => [...row.querySelectorAll("td")]).map((cell) => cell.getBoundingClientRect().toJSON())"""
 
 
 @pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
@@ -680,6 +682,40 @@ def test_on_a_phone_all_columns_are_visible_without_scrolling_sideways(visit, pa
             assert 0 <= box["left"] < box["right"] <= PHONE["width"]
         for link in page.page.locator("th a").all():
             assert link.is_visible(), "cards can be sorted"
+
+
+@pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
+@pytest.mark.parametrize(
+    ("path", "height"), [("/", 5_500), ("/tasks", 2_000), ("/workers", 2_000), ("/failures", 3_000)]
+)
+def test_on_a_phone_long_tables_are_collapsed(visit, path, height, has_script):
+    with serve_status(LARGE, SINGLE_TASKS) as pages:
+        url = pages.url + path.removeprefix("/")
+        page = visit(url, viewport=PHONE, java_script_enabled=has_script)
+        assert page.page.evaluate("document.documentElement.scrollHeight") < height
+        table = page.page.locator(".wide").last
+        rows, more = table.locator("tbody tr:visible"), table.locator("xpath=../p")
+        assert rows.count() == NARROW_ROWS
+        assert more.inner_text().startswith("show all "), (
+            "the number of hidden rows is another one on a phone"
+        )
+        more.get_by_role("link").click()
+        until_equal(lambda: rows.count() > NARROW_ROWS, True)
+        assert rows.count() == table.locator("tbody tr").count()
+        more.get_by_role("link", name="show fewer").click()
+        until_equal(rows.count, NARROW_ROWS)
+        if has_script:
+            page.page.set_viewport_size(DESKTOP)
+            assert rows.count() > NARROW_ROWS, "a desktop shows more"
+
+
+def test_on_a_phone_charts_are_in_one_row(visit):
+    with serve_status(LARGE) as pages:
+        page = visit(pages.url, viewport=PHONE)
+        tops = page.page.locator(".chart").evaluate_all("all => all.map(chart => chart.offsetTop)")
+        assert (len(tops), len(set(tops))) == (6, 1)
+        page.page.locator("#chart-busy").focus()
+        until_equal(lambda: page.page.locator("#chart-busy").bounding_box()["x"] < PHONE["width"] / 2, True)
 
 
 def test_up_and_down_have_different_colors(visit):

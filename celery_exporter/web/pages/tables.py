@@ -14,8 +14,8 @@ from celery_exporter.web.pages.cells import cell_class, content
 from celery_exporter.web.pages.facts import attributes, label, meaning, unit
 from celery_exporter.web.pages.query import ALL, Query
 
-#: Rows of a table that is not expanded.
-COLLAPSED_ROWS = 20
+#: Rows of a table that is not expanded; static/pages.css has the number of those on a phone.
+COLLAPSED_ROWS, NARROW_ROWS = 20, 5
 #: Kinds that have no order.
 _UNSORTED = frozenset({"line"})
 
@@ -25,7 +25,8 @@ _TABLE = """<section aria-labelledby="{name}-title">
 {form}</div>
 <div class="wide" role="region" aria-labelledby="{name}-title" tabindex="0">
 <table id="{name}" role="table" data-prefix="{prefix}" data-sort="{sort}" data-then="{then}" \
-data-field="{field}" data-key="{key}" data-rows="{limit}" data-max-rows="{max_rows}" data-empty="{empty}">
+data-field="{field}" data-key="{key}" data-rows="{limit}" data-max-rows="{max_rows}" \
+data-empty="{empty}"{expanded}>
 <thead role="rowgroup"><tr role="row">{heads}</tr></thead>
 <tbody role="rowgroup">{rows}</tbody>
 </table>
@@ -92,6 +93,7 @@ def html(shown: ShownTable, data: Any, query: Query) -> str:
         heads="".join(_head(table, column, sort, query) for column in table.columns),
         field=escape(shown.field),
         key=table.key,
+        expanded=" data-expanded" if is_expanded else "",
         rows=cells or empty,
         more=_more(shown, len(matching), query, is_expanded=is_expanded),
     )
@@ -112,20 +114,24 @@ def _form(table: Table, contains: str, query: Query) -> str:
 
 
 def _more(shown: ShownTable, count: int, query: Query, *, is_expanded: bool) -> str:
-    """Return how many rows are not shown, and the link that expands or collapses the table."""
+    """Return how many rows are not shown, and the link that expands or collapses the table.
+
+    With few rows, the link is only for phones, and only there fewer rows than `shown.rows` are shown.
+    """
     table = shown.table
-    if count <= shown.rows:
+    if count <= NARROW_ROWS:
         return ""
     key = query.key(table.name, "rows")
     hidden = max(0, count - (table.max_rows if is_expanded else shown.rows))
     most = min(count, table.max_rows)
-    label = f"show {shown.rows}" if is_expanded else f"show {'all ' if most == count else ''}{most:,}"
+    label = "show fewer" if is_expanded else f"show {'all ' if most == count else ''}{most:,}"
     value = "" if is_expanded else ALL
     url = query.url(**{key: value})
-    return (
-        f"{f'and {hidden:,} more: ' if hidden else ''}"
-        f'<a href="{escape(url)}#{table.name}-title" data-set="{key}={value}">{label}</a>'
-    )
+    link = f'<a href="{escape(url)}#{table.name}-title" data-set="{key}={value}">{label}</a>'
+    if count <= shown.rows:
+        return f'<span class="narrow">{link}</span>'
+    kind = "" if is_expanded else ' class="broad"'
+    return f"<span{kind}>and {hidden:,} more: </span>{link}" if hidden else link
 
 
 def _head(table: Table, column: Column, sort: str, query: Query) -> str:

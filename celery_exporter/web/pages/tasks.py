@@ -21,6 +21,8 @@ from celery_exporter.web.task_query import MAX_LIMIT
 
 #: Known names that a field of the form offers. A browser needs long for more.
 MAX_OFFERED = 300
+#: The parameter that is not one of the search: which rows a phone shows.
+ROWS = "rows"
 
 
 class TasksData(Detail, frozen=True, kw_only=True):
@@ -73,7 +75,8 @@ def html(data: TasksData, status: Status, query: Query) -> str:
         return frame(data, form + error, Place("Tasks", "api/v1/summary", "Tasks", query))
     found = table_html(ShownTable(with_unseen(FOUND, data.tasks), "", MAX_LIMIT), data, query)
     parts = [form, note(data.problem), found, _pages(data, query)]
-    url = f"api/v1/tasks?{urlencode(query.parameters)}"
+    search = {name: value for name, value in query.parameters.items() if name != ROWS}
+    url = f"api/v1/tasks?{urlencode(search)}"
     return frame(data, "".join(parts), Place("Tasks", url, "Tasks", query, is_single=True))
 
 

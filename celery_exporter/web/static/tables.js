@@ -1,6 +1,8 @@
 // Fills the tables of a page. Their heads define the columns, and the URL says how they are sorted, filtered and expanded.
 "use strict";
 
+const NARROW_ROWS = 5; // as in web/pages/tables.py
+
 const tables = [...document.querySelectorAll("table")].map((table) => ({
   table,
   search: document.querySelector(`input[data-table="${table.id}"]`),
@@ -74,6 +76,7 @@ function fillTable(entry, data) {
   }
   byId(`${table.id}-count`).textContent = grouped(all.length);
   showLines(entry, lines);
+  table.toggleAttribute("data-expanded", isExpanded);
   byId(`${table.id}-more`).replaceChildren(...more(table, rows.length, isExpanded));
   for (const { head, field } of columns)
     if (head.hasAttribute("aria-sort"))
@@ -112,15 +115,17 @@ function tableRow(columns, row, now) {
 
 function more(table, count, isExpanded) {
   const collapsed = Number(table.dataset.rows), most = Math.min(count, Number(table.dataset.maxRows));
-  if (count <= collapsed) return [];
+  if (count <= NARROW_ROWS) return [];
   const hidden = count - (isExpanded ? most : collapsed);
-  const label = isExpanded ? `show ${collapsed}` : `show ${most === count ? "all " : ""}${grouped(most)}`;
+  const label = isExpanded ? "show fewer" : `show ${most === count ? "all " : ""}${grouped(most)}`;
   const key = `${table.dataset.prefix}rows`, value = isExpanded ? "" : "all";
   const query = new URLSearchParams(parameters);
   if (value) query.set(key, value);
   else query.delete(key);
-  const properties = { href: `?${query}#${table.id}-title`, "data-set": `${key}=${value}` };
-  return [hidden > 0 ? `and ${grouped(hidden)} more: ` : "", make("a", properties, label)];
+  const link = make("a", { href: `?${query}#${table.id}-title`, "data-set": `${key}=${value}` }, label);
+  if (count <= collapsed) return [make("span", { class: "narrow" }, link)];
+  const kind = isExpanded ? {} : { class: "broad" };
+  return hidden > 0 ? [make("span", kind, `and ${grouped(hidden)} more: `), link] : [link];
 }
 
 // -- choices of the person --------------------------------------------------------------------------------

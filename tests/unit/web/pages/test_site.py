@@ -32,7 +32,7 @@ from celery_exporter.status.model import FailureGroup, Status
 from celery_exporter.status.task_columns import ATTEMPTS, FOUND, TASK_FACTS
 from celery_exporter.web.pages import layout, missing, site
 from celery_exporter.web.pages.query import Query, chosen
-from celery_exporter.web.pages.tables import COLLAPSED_ROWS
+from celery_exporter.web.pages.tables import COLLAPSED_ROWS, NARROW_ROWS
 
 DASHBOARDS = Path(__file__).resolve().parents[4] / "dashboards" / "provisioning"
 VOID = {"meta", "link", "br", "input"}
@@ -377,23 +377,27 @@ def test_tables_are_collapsed_and_rows_beyond_the_limit_are_only_counted(table):
     prefix = "failures_" if table.name == "failures" else ""
     for expanded, count, label in (
         ({}, first, f"show {table.max_rows:,}"),
-        ({f"{prefix}rows": "all"}, table.max_rows, f"show {first}"),
+        ({f"{prefix}rows": "all"}, table.max_rows, "show fewer"),
     ):
         text = html(shown, path, **expanded)
         assert len(Parsed(text).tables[table.name]) == 1 + count
         assert f'id="{table.name}-count">{len(rows):,}<' in text
-        assert f"and {len(rows) - count:,} more: <a " in text
+        assert f">and {len(rows) - count:,} more: </span><a " in text
         assert f">{label}</a></p>" in text
 
 
-def test_short_tables_have_no_link_to_more_rows():
+def test_short_tables_have_no_link_to_more_rows_but_on_phones():
     rows = [worker(f"w{index}") for index in range(COLLAPSED_ROWS)]
-    assert '<p class="more" id="workers-more"></p>' in html(status(workers=rows), "/workers")
-    text = html(status(workers=[*rows, worker("x")]), "/workers")
-    assert (
-        f'and 1 more: <a href="?rows=all#workers-title" data-set="rows=all">show all {len(rows) + 1}</a>'
-        in text
+    more, link = (
+        '<p class="more" id="workers-more">',
+        '<a href="?rows=all#workers-title" data-set="rows=all">',
     )
+    assert f"{more}</p>" in html(status(workers=rows[:NARROW_ROWS]), "/workers")
+    for count in (NARROW_ROWS + 1, COLLAPSED_ROWS):
+        text = html(status(workers=rows[:count]), "/workers")
+        assert f'{more}<span class="narrow">{link}show all {count}</a></span></p>' in text
+    text = html(status(workers=[*rows, worker("x")]), "/workers")
+    assert f'{more}<span class="broad">and 1 more: </span>{link}show all {len(rows) + 1}</a></p>' in text
 
 
 def test_columns_name_existing_fields():
