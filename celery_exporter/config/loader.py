@@ -119,6 +119,10 @@ def _broker_settings(name: str, values: dict[str, Any], sources: _Sources) -> Br
         raise BadSettingError(
             "--event-consumer: got 'kombu', which cannot acknowledge; --event-queue-durable needs auto"
         )
+    if values["event_queue_durable"] and values["shard"] is not None:
+        raise BadSettingError(
+            f"--shard: got '{values['shard']}', and shards cannot share the queue of --event-queue-durable"
+        )
     _check_queues(values["queues"], values["queue_include"], values["queue_exclude"])
     values["broker"] = _config(BrokerConfig, values)
     values["limits"] = _config(Limits, values)

@@ -122,6 +122,12 @@ def test_equal_sections_are_given_equally(path):
             "brokers: {a: {url: redis://a, state_file: x}, b: {url: redis://b, state_file: ./x}}",
             "brokers.b: 'x' is that of brokers.a",
         ),
+        (
+            "broker_url: amqp://\nshard: 0/2\nevent_queue_durable: true",
+            "--shard: got '0/2', and shards cannot",
+        ),
+        ("broker_url: redis://\nshard: 2/2", "shard: got '2/2'; it takes I/N, such as 0/4"),
+        ("broker_url: redis://\nshard: '2'", "shard: got '2'; it takes I/N, such as 0/4"),
         ("static_label: {broker: x}\nbrokers: {a: {url: redis://a}}", "--static-label: got 'broker=x'"),
     ],
 )
