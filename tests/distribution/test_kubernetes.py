@@ -19,6 +19,7 @@ import celery_exporter
 from celery_exporter.app import STOP_TIMEOUT_SECONDS
 from celery_exporter.config.loader import load
 from celery_exporter.config.options import OPTIONS
+from celery_exporter.core.shards import Shard
 from celery_exporter.metrics.model import TASK_LABELS, MetricOptions
 from celery_exporter.metrics.registry import select
 from celery_exporter.monitor.monitor import LAST_SAVE_SECONDS
@@ -27,6 +28,7 @@ from celery_exporter.web.healthcheck import TIMEOUT_SECONDS
 
 KUBERNETES = ROOT / "deploy/kubernetes"
 SECOND_BROKER = ROOT / "deploy/kubernetes-second-broker"
+SHARDS = ROOT / "deploy/kubernetes-shards"
 PAGE = (ROOT / "docs/how-to/kubernetes.md").read_text()
 SCHEMAS = Path(__file__).parent / "schemas"
 RULES, DASHBOARDS = Path("alerts/celery.rules.yml"), Path("dashboards/provisioning")
@@ -56,7 +58,7 @@ def generate(root: Path) -> None:
 def tree(tmp_path_factory):
     """Return a copy of the files that kustomize reads, with newly generated ones."""
     root = tmp_path_factory.mktemp("kustomize")
-    for folder in (KUBERNETES, SECOND_BROKER):
+    for folder in (KUBERNETES, SECOND_BROKER, SHARDS):
         shutil.copytree(folder, root / folder.relative_to(ROOT))
     for path in (RULES, DASHBOARDS):
         (root / path).parent.mkdir(exist_ok=True)
@@ -391,6 +393,30 @@ def test_a_second_broker_has_a_separate_secret(deployment, second):
         f"create secret generic {secrets[1]} --from-file=broker-url"
         in (SECOND_BROKER / "kustomization.yaml").read_text()
     )
+
+
+def test_shards_are_the_pods_of_a_stateful_set(tree, built, deployment, tmp_path):
+    """Each pod is a shard, and there are as many as the variable says; all else is that of one exporter."""
+    shards = build(tree / SHARDS.relative_to(ROOT))
+    stateful = only(shards, "StatefulSet")
+    (tmp_path / "shards.yaml").write_text(yaml.safe_dump(stateful))
+    subprocess.run([need("kubernetes-validate"), "--strict", tmp_path / "shards.yaml"], check=True)
+    assert_references_resolve(shards, stateful)
+    assert stateful["spec"]["serviceName"] == only(shards, "Service")["metadata"]["name"]
+    pod, (container,) = stateful["spec"]["template"], stateful["spec"]["template"]["spec"]["containers"]
+    *environment, index, shard = container["env"]
+    assert index["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.labels['apps.kubernetes.io/pod-index']"
+    for number in range(stateful["spec"]["replicas"]):
+        text = shard["value"].replace(f"$({index['name']})", str(number))
+        settings = load({}, {"CELERY_BROKER_URL": "redis://", shard["name"]: text})
+        assert settings.monitor.shard == Shard(number, stateful["spec"]["replicas"])
+    container["env"] = environment
+    assert pod == deployment["spec"]["template"]
+    others = [
+        [item for item in objects if item["kind"] not in {"Deployment", "StatefulSet"}]
+        for objects in (built, shards)
+    ]
+    assert others[0] == others[1]
 
 
 def test_the_release_label_of_the_page(tree, built):
