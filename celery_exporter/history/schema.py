@@ -2,8 +2,11 @@
 
 Measured by `benchmarks/history.py`; the results are in docs/explanation/performance.md.
 
-- `task`: one row for each task. `id` is given once and stays, so that a task that changes leaves the index
-  by uuid as it is. What only a reader of the whole task needs is in `details` (see codec.py).
+- `task`: one row for each task. `id` stays for hours, so that a task that changes leaves the index by uuid as
+  it is. What only a reader of the whole task needs is in `details` (see codec.py).
+- `mark`: rows up to `id` were written `at` that time or before, by the clock of the exporter. A row that
+  changes after a mark gets a new id. So rows are as old as their ids, and retention needs no column and does
+  not depend on the clocks of senders, which `since` has.
 - `task_by_since` has all columns that tasks are filtered by, so that each list is one scan of this index,
   newest first, until the page is full. An index for each filter would take 20 to 30 bytes a task each, and
   would not bound the time of two filters that are frequent alone and rare together. This one does: it is
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 #: The header of the file has these (https://www.sqlite.org/fileformat.html): "celx", and the version.
 APPLICATION_ID = 0x63656C78
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: Units of a second.
 UNITS = 2**22
@@ -60,6 +63,7 @@ CREATE UNIQUE INDEX task_by_uuid ON task (uuid);
 CREATE INDEX task_by_since ON task ({_FILTERED});
 CREATE INDEX task_by_root ON task (root, {_FILTERED}) WHERE root != {SAME_ID};
 CREATE INDEX task_by_parent ON task (parent, since) WHERE parent != {SAME_ID};
+CREATE TABLE mark (id INTEGER PRIMARY KEY, at INTEGER NOT NULL);
 CREATE TABLE text (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL UNIQUE, used INTEGER NOT NULL);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};

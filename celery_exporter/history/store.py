@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import reduce
 from pathlib import Path
@@ -22,7 +22,7 @@ from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.core.task_merge import merged
 from celery_exporter.core.task_search import Cursor, Page, TaskFilter
 from celery_exporter.history import codec, file, query
-from celery_exporter.history.codec import units
+from celery_exporter.history.codec import Row, units
 from celery_exporter.history.file import FileDamagedError, FileMovedError, HistoryFileError, QueryTimeoutError
 from celery_exporter.history.schema import COLUMNS
 
@@ -34,6 +34,8 @@ READ_SECONDS, _WAIT_SECONDS = 5.0, 5.0
 _STEPS = 1_000_000
 #: Rows that one call of `prune` removes at most: 0.1 s.
 MAX_PRUNED = 2_000
+#: Marks within the retention: a task stays for up to so much of it longer.
+MARKS = 50
 #: Texts whose ids are in memory.
 _MAX_TEXTS = 10_000
 #: A text counts as used for so much longer than it is, so that it is seldom written.
@@ -67,6 +69,8 @@ class HistoryStore:
         self._descriptor: int | None = None  # of the locked file
         self._writer: sqlite3.Connection | None = None
         self._texts = _Texts()
+        self._marked = 0  # the highest id of a row before the newest mark
+        self._next_mark = 0  # epoch, in units
         self._next_text_prune = 0.0
         self._read_lock = threading.Lock()  # guards the reader
         self._reader: sqlite3.Connection | None = None
@@ -88,6 +92,7 @@ class HistoryStore:
             writer = self._writer = file.connect_writer(self.path)
             with self._translated():
                 self.count = writer.execute("SELECT count(*) FROM task").fetchone()[0]
+                self._marked, self._next_mark = writer.execute(_NEWEST_MARK).fetchone()
         except HistoryFileError as error:
             self.close(str(error))
             raise
@@ -140,6 +145,7 @@ class HistoryStore:
         """Write some tasks, each from its descriptions, the oldest first; return how many have no row yet."""
         rows = query.rows_of(connection, [*infos])
         older_infos = query.infos(connection, rows)
+        self._renew(connection, rows)
         former = {info.uuid: (row.id, [info]) for row, info in zip(rows, older_infos, strict=True)}
         self._texts.connection = connection
         values: list[tuple[Any, ...]] = []
@@ -155,26 +161,41 @@ class HistoryStore:
             start += size
         return len(infos) - len(rows)
 
-    def prune(self, now: float, retention: float, max_tasks: int) -> int:
-        """Remove tasks that are older than `retention` seconds, and the oldest beyond `max_tasks`.
+    def _renew(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
+        """Give the rows from before the newest mark a new id: they change now."""
+        old = [row for row in rows if row.id <= self._marked]
+        if not old:  # the usual case
+            return
+        newest = connection.execute("SELECT max(id) FROM task").fetchone()[0]
+        for number, row in enumerate(old, newest + 1):
+            connection.execute("UPDATE task SET id = ? WHERE id = ?", (number, row.id))
+            row.id = number
 
-        Return how many were removed, `MAX_PRUNED` at most; the others follow with the next calls.
+    def prune(self, now: float, retention: float, max_tasks: int) -> int:
+        """Remove tasks that last changed `retention` seconds ago, and the oldest beyond `max_tasks`.
+
+        Return how many were removed, `MAX_PRUNED` at most; the others follow with the next calls. `now` is
+        epoch seconds. If that clock goes back, nothing expires until it has caught up.
         """
         with self._translated():
-            connection = self._connection()
-            oldest = connection.execute("SELECT min(since) FROM task").fetchone()[0]
-        cutoff, excess = units(now - retention), min(self.count - max_tasks, MAX_PRUNED)
-        if excess <= 0 and (oldest is None or oldest >= cutoff):
+            expired = self._connection().execute(_EXPIRED, (units(now - retention),)).fetchone()[0] or 0
+        excess = min(self.count - max_tasks, MAX_PRUNED)
+        is_mark_due = units(now) >= self._next_mark
+        if excess <= 0 and not expired and not is_mark_due:
             return 0
         with self._transaction() as connection:
-            removed = 0
-            if excess > 0:
-                removed += _delete(connection, "1", excess)
-            if removed < MAX_PRUNED:
-                removed += _delete(connection, f"since < {cutoff}", MAX_PRUNED - removed)
-            if time.monotonic() >= self._next_text_prune:
+            if is_mark_due:
+                connection.execute(_ADD_MARK, (units(now), self._marked))
+            removed = _delete(connection, "1", excess) if excess > 0 else 0
+            removed += _delete(connection, f"id <= {expired}", MAX_PRUNED - removed)
+            connection.execute(_REMOVE_MARKS)
+            if removed and time.monotonic() >= self._next_text_prune:
                 self._next_text_prune = time.monotonic() + _TEXTS_INTERVAL_SECONDS
                 self._prune_texts(connection)
+            marked = connection.execute(_NEWEST_MARK).fetchone()[0]
+        self._marked = marked
+        if is_mark_due:
+            self._next_mark = units(now + retention / MARKS)
         self.count -= removed
         return removed
 
@@ -255,6 +276,13 @@ class HistoryStore:
             self._read_lock.release()
 
 
+_NEWEST_MARK = "SELECT coalesce(max(id), 0), coalesce(max(at), 0) FROM mark"
+_EXPIRED = "SELECT max(id) FROM mark WHERE at < ?"
+_ADD_MARK = "INSERT INTO mark (id, at) SELECT id, ? FROM (SELECT max(id) AS id FROM task) WHERE id > ?"
+#: Those below the first row; all if there is none, since ids begin with 1 again then.
+_REMOVE_MARKS = "DELETE FROM mark WHERE id < coalesce((SELECT min(id) FROM task), id + 1)"
+
+
 class _Texts:
     """The ids of texts, and until when each is used; those used lately are in memory."""
 
@@ -292,7 +320,5 @@ class _Texts:
 def _delete(connection: sqlite3.Connection, where: str, limit: int) -> int:
     """Remove the oldest tasks that fulfil a condition, so many at most; return their number."""
     return connection.execute(
-        f"DELETE FROM task WHERE id IN (SELECT id FROM task INDEXED BY task_by_since WHERE {where} "
-        "ORDER BY since LIMIT ?)",
-        (limit,),
+        f"DELETE FROM task WHERE id IN (SELECT id FROM task WHERE {where} ORDER BY id LIMIT ?)", (limit,)
     ).rowcount

@@ -22,5 +22,5 @@ def test_a_changed_schema_needs_a_new_version():
     assert tuple(columns) == schema.COLUMNS
     indexes = {row[1] for row in connection.execute("PRAGMA index_list(task)")}
     assert indexes == {"task_by_uuid", "task_by_since", "task_by_root", "task_by_parent"}
-    assert connection.execute("PRAGMA user_version").fetchone() == (schema.SCHEMA_VERSION,) == (1,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (schema.SCHEMA_VERSION,) == (2,)
     assert connection.execute("PRAGMA application_id").fetchone() == (int.from_bytes(b"celx", "big"),)

@@ -15,8 +15,8 @@ from celery_exporter.core.task_info import STATE_NAMES, TaskInfo
 from celery_exporter.core.task_merge import merged
 from celery_exporter.core.task_search import Cursor, TaskFilter
 from celery_exporter.history import store as store_module
-from celery_exporter.history.store import HistoryStore
-from unit.history.task_infos import IDS, NOW, TEXTS, infos, listed, plain, texts, times
+from celery_exporter.history.store import MARKS, HistoryStore
+from unit.history.task_infos import IDS, NOW, TEXTS, infos, listed, plain, texts
 
 LIMIT = 100
 
@@ -42,6 +42,7 @@ def shared():
 def emptied(store: HistoryStore) -> HistoryStore:
     while store.prune(NOW, 0, 0):
         pass
+    store._next_mark = 0
     assert store.count == 0
     return store
 
@@ -184,32 +185,93 @@ def test_any_beginning_finds_its_id_and_no_other(shared, uuid, length, text):
 # -- removal -----------------------------------------------------------------------------------------------
 
 
-def test_old_tasks_are_removed_and_the_oldest_beyond_the_maximum(store):
-    store.write([plain(f"task-{number}", NOW + number) for number in range(10)])
-    assert store.prune(NOW + 9, 6.0, 100) == 3
-    assert store.prune(NOW + 9, 6.0, 4) == 3
-    assert store.prune(NOW + 9, 6.0, 4) == 0
-    assert [info.uuid for info in everything(store)] == ["task-9", "task-8", "task-7", "task-6"]
-    assert store.count == 4
+YEAR = 365 * 86_400.0
 
 
-@given(st.lists(infos(), min_size=1, max_size=8), times())
+def uuids(store: HistoryStore) -> list[str]:
+    return sorted(info.uuid for info in everything(store))
+
+
+def test_tasks_are_removed_by_the_clock_of_the_exporter(store):
+    """That of a sender may be a year ahead, or behind: what it sent stays as long as other tasks."""
+    store.write([plain("right", NOW), plain("ahead", NOW + YEAR), plain("behind", NOW - YEAR)])
+    assert store.prune(NOW, 100.0, 1_000) == 0
+    store.write([plain("later", NOW - YEAR)])
+    assert store.prune(NOW + 99, 100.0, 1_000) == 0
+    assert store.prune(NOW + 101, 100.0, 1_000) == 3
+    assert (uuids(store), store.count) == (["later"], 1)
+    assert store.prune(NOW + 199 + 100 / MARKS, 100.0, 1_000) == 1
+    assert store.count == 0
+
+
+def test_a_task_stays_for_the_retention_after_its_last_change(tmp_path):
+    """It gets a new id then, also after a restart; it is there once, with all that is known of it."""
+    store = HistoryStore(tmp_path / "history")
+    store.open()
+    store.write([plain("old", state="STARTED"), plain("changed", state="STARTED", client="client")])
+    store.prune(NOW, 100.0, 1_000)
+    store.close()
+    store.open()
+    store.write([plain("changed", state="SUCCESS", client=None, first_sent=None), plain("new")])
+    assert (uuids(store), store.count) == (["changed", "new", "old"], 3)
+    store.prune(NOW + 60, 100.0, 1_000)
+    assert store.prune(NOW + 101, 100.0, 1_000) == 1
+    assert (uuids(store), store.count) == (["changed", "new"], 2)
+    (changed,) = store.find("changed", 1)
+    assert (changed.state, changed.client) == ("SUCCESS", "client")
+    assert store.prune(NOW + 161, 100.0, 1_000) == 2
+    store.close()
+
+
+def test_the_tasks_that_changed_first_are_removed_beyond_the_maximum(store):
+    store.write([plain(f"task-{number}", NOW - number) for number in range(10)])
+    store.prune(NOW, 1e9, 10)
+    store.write([plain("task-0")])
+    assert store.prune(NOW, 1e9, 4) == 6
+    assert store.prune(NOW, 1e9, 4) == 0
+    assert (uuids(store), store.count) == (["task-0", "task-7", "task-8", "task-9"], 4)
+
+
+def test_a_clock_that_goes_back_removes_nothing_too_early(store):
+    for number, now in enumerate((NOW, NOW + 90, 0.0, NOW + 95)):
+        store.write([plain(f"task-{number}")])
+        assert store.prune(now, 100.0, 1_000) == 0
+    assert store.prune(NOW + 101, 100.0, 1_000) == 1
+    assert store.prune(NOW + 191, 100.0, 1_000) == 1
+    assert store.prune(NOW + 196, 100.0, 1_000) == 2
+
+
+def test_ids_may_begin_with_1_again_after_all_tasks_were_removed(store):
+    store.write([plain("first"), plain("second")])
+    store.prune(NOW, 100.0, 1_000)
+    assert store.prune(NOW + 101, 100.0, 1_000) == 2
+    store.write([plain("third")])
+    assert store.prune(NOW + 150, 100.0, 1_000) == 0
+    assert store.prune(NOW + 200, 100.0, 1_000) == 0
+    assert store.prune(NOW + 251, 100.0, 1_000) == 1
+
+
+@given(st.lists(infos(), min_size=1, max_size=8), st.lists(infos(), max_size=8))
 @settings(max_examples=40)
-def test_a_text_stays_while_a_task_refers_to_it(shared, tasks, now):
+def test_a_text_stays_while_a_task_refers_to_it(shared, tasks, later):
     store = emptied(shared)
     store.write(tasks)
+    store.prune(NOW, 10.0, 100)
+    store.write(later)
     store._next_text_prune = 0.0
-    store.prune(now, 0.0, 100)
+    store.prune(NOW + 11, 10.0, 100)
     written: dict[str, TaskInfo] = {}
-    for info in tasks:
+    for info in (*tasks, *later):
         written[info.uuid] = merged(info, written[info.uuid]) if info.uuid in written else info
-    kept = {uuid: info for uuid, info in written.items() if info.since >= now}
+    kept = {info.uuid: written[info.uuid] for info in later}
     assert_alike({info.uuid: info for info in everything(store)}, kept)
 
 
 def test_texts_that_no_task_has_are_removed(store):
-    store.write([plain("old", NOW, client="client-of-old"), plain("new", NOW + 10_000)])
-    store.prune(NOW + 10_000, 60.0, 100)
+    store.write([plain("old", NOW, client="client-of-old")])
+    store.prune(NOW, 60.0, 100)
+    store.write([plain("new", NOW + 10_000)])
+    assert store.prune(NOW + 10_000, 60.0, 100) == 1
     left = {text for (text,) in store._writer.execute("SELECT text FROM text")}
     assert left == {"app.add", "celery", "w@box", "web@box"}
     store.write([plain("newer", NOW + 10_001, client="client-of-old")])
