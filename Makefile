@@ -89,7 +89,7 @@ screenshots: .venv/synced servers  ## draw the dashboards and the pages, at 2 an
 	@for program in node npm chromium; do \
 	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
-	PYTHONPATH=tests $(PY) -m dashboards.pictures.status
+	PYTHONPATH=tests $(PY) -m dashboards.pictures.pages
 
 soak: .venv/synced servers  ## check memory, threads and descriptors for an hour under load with churn (SOAK_SECONDS=3600)
 	PYTHONPATH=tests SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m benchmarks.soak

@@ -1,1 +1,1 @@
-"""Pictures for docs/img: `draw` makes those of the dashboards (`page.jsx`), `status` of the pages."""
+"""Pictures for docs/img: `draw` makes those of the dashboards (`page.jsx`), `pages` those of the pages."""

@@ -24,8 +24,8 @@ from dashboards.pictures.draw import PICTURES
 #: Width and height of a window in CSS pixels, and pixels of the picture for each of them.
 Window = tuple[int, int, int]
 DESKTOP, PHONE = (1280, 800, 1), (390, 844, 2)
-#: File name → path of a page of the demo, window, and color scheme.
-DEMO = {"status": ("/", DESKTOP, "light"), "status-phone": ("/", PHONE, "light")}
+#: File name → path of a page of the demo, which has two workers, window, and color scheme.
+DEMO = {"overview-2": ("/", DESKTOP, "light")}
 #: The same of 80 workers. {uuid} is the id of a task.
 LARGE = {
     "overview-80": ("/", DESKTOP, "light"),
