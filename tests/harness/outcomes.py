@@ -50,6 +50,7 @@ class Entry(NamedTuple):
     at: float
     exception: str | None = None  # class name, of a failure or a retry
     eta: str | None = None  # of a sent message, as it has it
+    stored: float = 0.0  # by the clock of the server, whatever that of the process (epoch seconds)
 
 
 class RecordedOutcomes(ABC):
@@ -145,7 +146,7 @@ class FileOutcomes(RecordedOutcomes):
 class RedisOutcomes(RecordedOutcomes):
     """Counters and entries in a Redis that is not the broker."""
 
-    COUNTS, ENTRIES, SEEN = "counts", "entries", "seen"
+    COUNTS, ENTRIES, ENTRY, SEEN = "counts", "entries", "entry", "seen"
 
     def __init__(self, url: str) -> None:
         self.location = url
@@ -156,13 +157,18 @@ class RedisOutcomes(RecordedOutcomes):
     ) -> None:
         with self.redis.pipeline(transaction=False) as pipeline:
             pipeline.hincrby(self.COUNTS, _SEPARATOR.join(outcome), 1)
-            pipeline.rpush(self.ENTRIES, json.dumps(Entry(attempt, outcome, time.time(), exception, eta)))
+            entry = attempt, outcome, time.time(), exception, eta
+            pipeline.xadd(self.ENTRIES, {self.ENTRY: json.dumps(entry)})
             pipeline.execute()
 
     def entries(self) -> list[Entry]:
         """Return all entries, in the order in which they were stored."""
-        lines = map(json.loads, self.redis.lrange(self.ENTRIES, 0, -1))
-        return [Entry(Attempt(*attempt), Outcome(*outcome), *rest) for attempt, outcome, *rest in lines]
+        items = ((int(id_.split("-")[0]), item[self.ENTRY]) for id_, item in self.redis.xrange(self.ENTRIES))
+        lines = ((stored_ms / 1_000, json.loads(line)) for stored_ms, line in items)
+        return [
+            Entry(Attempt(*attempt), Outcome(*outcome), *rest, stored)
+            for stored, (attempt, outcome, *rest) in lines
+        ]
 
     def counts_by_worker(self) -> Counter[Outcome]:
         counts: dict[str, str] = self.redis.hgetall(self.COUNTS)
