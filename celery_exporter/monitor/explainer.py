@@ -130,6 +130,7 @@ class Explainer:
                 worker_view(worker, self._state.listening) if worker else None,
                 None if queue is None else self._consumers(queue, exporter),
                 self._state.cluster.tasks.expires.get(uuid),
+                deferred=[event.type for event in self._state.cluster.tasks.deferred.get(uuid, ())],
             )
 
     def _consumers(self, queue: str, exporter: ExporterState) -> list[WorkerView] | None:

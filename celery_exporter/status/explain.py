@@ -260,6 +260,14 @@ DIAGNOSES = (
         ("whether a command revoked it, or it had expired",),
     ),
     Diagnosis("finished", lambda facts: facts.is_over, "It ended with {state} {ago}{by}."),
+    # Its events are not used before its task-sent has arrived, or is overdue.
+    Diagnosis(
+        "deferred",
+        lambda facts: bool(facts.deferred),
+        "Events of it have arrived: {deferred}. The exporter uses them after a task-sent event, for which it "
+        "waits --reorder-window.",
+        ("what these events say: ask again in some seconds",),
+    ),
     # A worker has its message, and has not reported it.
     Diagnosis(
         "scheduled-unreported",
@@ -360,7 +368,7 @@ DIAGNOSES = (
         "Its newest event is {state}, {ago}; no worker has reported it since.",
         ("whether its message waits in a queue",),
     ),
-    Diagnosis(UNSEEN, _always, "No event and no message of this task was seen.", NEVER_SEEN),
+    Diagnosis(UNSEEN, _always, "The exporter has no event and no message of this task.", NEVER_SEEN),
 )
 
 
@@ -402,6 +410,7 @@ def _values(facts: Facts) -> Mapping[str, str]:
         "eta": at(facts.eta) if facts.eta else "",
         "taken": f" {ago(location.since, facts.now)}" if location.since else "",
         "silent": names(facts.silent),
+        "deferred": ", ".join(facts.deferred),
         "busy": busy(facts.consumers or ()),
         "worker_busy": busy([facts.worker] if facts.worker else ()),
     }

@@ -65,7 +65,8 @@ class Facts(Struct, frozen=True):
 
     `queue` is the own name of the task's queue, `worker` is the one that has the task by its events, and
     `consumers` are the workers that are up and consume the queue. `history_problem` says why the history file
-    was not asked; empty if it was, or if there is none.
+    was not asked; empty if it was, or if there is none. `deferred` are the types of events that wait for a
+    task-sent.
     """
 
     uuid: str
@@ -78,6 +79,7 @@ class Facts(Struct, frozen=True):
     consumers: Sequence[WorkerView] | None = None
     expires: float | None = None
     history_problem: str = ""
+    deferred: Sequence[str] = ()
 
     @property
     def state(self) -> str | None:

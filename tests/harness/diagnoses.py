@@ -91,6 +91,7 @@ RULES: Mapping[str, Rule] = {
     "reserved": Rule(_RECEIVED),
     "revoked": Rule(frozenset({REVOKED}), "task"),
     "finished": Rule(ENDS, "task"),
+    "deferred": Rule(ANY),
     "scheduled-unreported": Rule(WAITS | _RECEIVED),
     "message-gone": Rule(WAITS | _RECEIVED, "task"),
     "expired": Rule(WAITS, "task"),

@@ -316,6 +316,14 @@ def test_a_task_without_events_is_found_on_redis(app, broker, running, worker):
         assert "which worker holds the message: Redis does not say" in explanation["unknown"]
 
 
+def test_a_task_whose_events_wait_for_a_task_sent_event(broker, exporter, running, worker):
+    app = running(exporter("-Q", "celery", "--reorder-window", "60")).connected()
+    running(worker())
+    with make_client(broker.url, task_send_sent_event=False) as silent:
+        task = silent.send_task("tasks.succeed", (600,)).id
+    says(until(app, task, "deferred"), "Events of it have arrived: task-received, task-started.")
+
+
 def test_a_task_that_a_worker_without_events_took(app, broker, client, running, worker):
     running(worker(events=False))
     task = client.send_task("tasks.succeed", (600,)).id

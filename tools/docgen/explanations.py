@@ -42,6 +42,7 @@ _BLANKS = {name: f"*{name}*" for name in ("state", "worker", "queue", "position"
     "by": " at worker *worker*",
     "named": " *worker*",
     "silent": "*worker*",
+    "deferred": "*types*",
     "online": "*some time* ago",
     "started": "*some time* ago",
     "message": "",

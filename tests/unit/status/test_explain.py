@@ -191,6 +191,9 @@ CASES = [
     ("revoked", facts(task("REVOKED"), ABSENT), "It was revoked 10 minutes ago at worker w@h."),
     ("finished", facts(task("FAILURE"), rabbit()), "It ended with FAILURE 10 minutes ago at worker w@h."),
     ("finished", facts(task("SUCCESS"), held()), "It ended with SUCCESS"),
+    ("deferred", facts(None, held(), deferred=["task-received"]), "have arrived: task-received."),
+    ("deferred", facts(task("RETRY"), ABSENT, deferred=["task-started"]), "have arrived: task-started."),
+    ("waiting", facts(None, queued(), deferred=["task-received"]), "It waits in queue q"),
     ("scheduled-unreported", facts(None, held(eta=LATER)), "A worker holds its message until then."),
     ("taken", facts(task(), held(NOW - 60)), "A worker took its message 60 s ago, and has not reported it."),
     ("taken", facts(None, held(None)), "A worker took its message, and has not reported it."),
@@ -253,8 +256,8 @@ CASES = [
         facts(task(), MessageLocation("unknown", reason="x"), queue=None),
         "PENDING, 10 minutes ago",
     ),
-    ("never-seen", facts(None, ABSENT), "No event and no message of this task was seen."),
-    ("never-seen", facts(None, rabbit()), "No event and no message of this task was seen."),
+    ("never-seen", facts(None, ABSENT), "The exporter has no event and no message of this task."),
+    ("never-seen", facts(None, rabbit()), "The exporter has no event and no message of this task."),
 ]
 
 
@@ -275,7 +278,7 @@ def test_every_diagnosis_has_a_case():
 def test_each_template_names_known_values_only():
     known = {"state", "ago", "seconds", "worker", "by", "had", "queue", "position", "length", "messages"}
     known |= {"queues", "eta", "taken", "busy", "worker_busy", "named", "silent", "unknown_since", "online"}
-    known |= {"started", "message"}
+    known |= {"started", "message", "deferred"}
     for diagnosis in DIAGNOSES:
         assert {name for _, name, _, _ in string.Formatter().parse(diagnosis.sentence) if name} <= known
 
