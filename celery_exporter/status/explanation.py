@@ -114,7 +114,7 @@ class Facts(Struct, frozen=True):
     @property
     def is_recent(self) -> bool:
         """Return whether the task entered its state so recently that events may be on their way."""
-        return self.task is not None and abs(self.now - self.task.since) < RECENT_SECONDS
+        return self.reported_at is not None and abs(self.now - self.reported_at) < RECENT_SECONDS
 
     @property
     def is_over(self) -> bool:
@@ -185,7 +185,7 @@ class Facts(Struct, frozen=True):
     @property
     def is_before_start(self) -> bool:
         """Return whether the newest event of the task is older than this exporter process."""
-        return self.is_unseen or (self.task is not None and self.task.since < self.exporter.started)
+        return self.is_unseen or (self.reported_at is not None and self.reported_at < self.exporter.started)
 
     @property
     def is_held_by_worker(self) -> bool:
@@ -202,10 +202,9 @@ class Facts(Struct, frozen=True):
 
     @property
     def reported_at(self) -> float | None:
-        """Return when the worker reported the newest event of the task, by the clock of the exporter."""
-        if self.worker is None or self.task is None:
-            return None
-        return self.task.since - (self.worker.clock_skew or 0.0)
+        """Return when the task entered its state, by the clock of the exporter if the other is known."""
+        skew = self.worker.clock_skew if self.worker else None
+        return None if self.task is None else self.task.since - (skew or 0.0)
 
     @property
     def is_worker_idle(self) -> bool:

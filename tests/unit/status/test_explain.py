@@ -354,9 +354,18 @@ def test_what_happened_before_the_exporter_ran_is_unknown():
 
 
 def test_a_clock_that_is_wrong_is_named_and_makes_no_event_new():
-    known = facts(task("STARTED", -3_600), ABSENT, worker=worker(clock_skew=3_600.0))
+    known = facts(task("STARTED", -3_000), ABSENT, worker=worker(clock_skew=3_600.0))
     assert not known.is_recent
+    assert not replace(known, worker=None).is_recent
     assert "the clock of the worker differs by +3600 s" in explain(known).unknown[0]
+
+
+def test_a_clock_that_is_wrong_makes_no_event_old():
+    """It received the task a second ago, and its start may be on its way."""
+    known = facts(task("RECEIVED", 421), ABSENT, worker=worker(clock_skew=-420.0))
+    assert explain(known).diagnosis == "reserved"
+    line = "what happened while the exporter did not run: it started 60 s ago, after the newest event"
+    assert line not in explain(replace(known, exporter=replace(EXPORTER, started=NOW - 60))).unknown
 
 
 def test_names_from_the_wire_are_printable():
