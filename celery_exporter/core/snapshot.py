@@ -160,6 +160,7 @@ class ExporterState(Struct, frozen=True):
     history: HistoryView | None = None  # None without a history file
     outage: OutageView | None = None  # None: the event subscription is open, or there can be none
     config_file: ConfigFileView | None = None  # None without one
+    subscribed: float | None = None  # when it was opened last; None: never, or events do not get lost between
 
 
 class Snapshot(Struct, frozen=True):

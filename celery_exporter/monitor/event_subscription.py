@@ -60,6 +60,7 @@ class EventSubscription:
     ) -> None:
         self.is_open = False
         self.opened = 0  # times
+        self.opened_at: float | None = None  # epoch seconds, of the last time
         self.malformed: Counter[str] = Counter(dict.fromkeys((*REASONS, NOT_APPLIED), 0))
         self.event_lag: float | None = None  # seconds from the newest event's timestamp to its arrival
         self.last_event: float | None = None  # epoch seconds
@@ -133,6 +134,7 @@ class EventSubscription:
                 self._has_read = False
                 self._consumer.open()
                 self.opened += 1
+                self.opened_at = time.time()
                 log.info("listening to events on %s", self._broker_url())
                 logged = ""
                 self._read(stopping, is_held_back)

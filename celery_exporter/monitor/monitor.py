@@ -302,6 +302,7 @@ class Monitor:
             refused_replies=self.workers.refused_serializers,
             history=self.history.view() if self.history is not None else None,
             outage=None if self.no_events else outage,
+            subscribed=None if self._config.broker.event_queue_durable else subscription.opened_at,
         )
 
 

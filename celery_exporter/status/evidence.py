@@ -183,10 +183,18 @@ def _history(facts: Facts) -> Iterator[str]:
         yield f"what the history file has: {short(facts.history_problem)}"
 
 
-def _before_start(facts: Facts) -> Iterator[str]:
-    if facts.is_open and facts.is_before_start:
+def _missed(facts: Facts) -> Iterator[str]:
+    if facts.is_over:
+        return
+    if facts.is_before_start:
         started = ago(facts.exporter.started, facts.now)
         yield f"what happened while the exporter did not run: it started {started}, after the newest event"
+    elif facts.is_before_subscription:
+        opened = ago(facts.exporter.subscribed or 0.0, facts.now)
+        yield (
+            f"what happened while the exporter had no event subscription: it was opened {opened}, after the "
+            "newest event"
+        )
 
 
 def _subscription(facts: Facts) -> Iterator[str]:
@@ -213,4 +221,4 @@ def _unknown_consumers(facts: Facts) -> Iterator[str]:
         yield "whether a worker consumes the queue: not all workers replied to inspection"
 
 
-_LIMITS = (_look, _history, _before_start, _subscription, _clock, _worker_events, _unknown_consumers)
+_LIMITS = (_look, _history, _missed, _subscription, _clock, _worker_events, _unknown_consumers)

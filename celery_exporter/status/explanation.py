@@ -177,6 +177,14 @@ class Facts(Struct, frozen=True):
         )
 
     @property
+    def newest_event(self) -> float | None:
+        """Return when the newest event of the task was sent; `reported_at` may be when it counted as over."""
+        if self.state != LOST or self.task is None or not self.task.attempts:
+            return self.reported_at
+        newest = self.task.attempts[-1]
+        return max((at for at in (newest.sent, newest.received, newest.started) if at), default=None)
+
+    @property
     def is_taken_again(self) -> bool:
         """Return whether the message was taken after the worker that had the task started again."""
         online = self.worker.online if self.worker else None
@@ -185,7 +193,12 @@ class Facts(Struct, frozen=True):
     @property
     def is_before_start(self) -> bool:
         """Return whether the newest event of the task is older than this exporter process."""
-        return self.is_unseen or (self.reported_at is not None and self.reported_at < self.exporter.started)
+        return self.is_unseen or (self.newest_event is not None and self.newest_event < self.exporter.started)
+
+    @property
+    def is_before_subscription(self) -> bool:
+        """Return whether it is older than the event subscription, so that later ones may have been lost."""
+        return self.newest_event is not None and self.newest_event < (self.exporter.subscribed or 0.0)
 
     @property
     def is_held_by_worker(self) -> bool:

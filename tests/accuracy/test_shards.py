@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.exporter import Exporter, Samples
+from harness.exporter import Exporter, Response, Samples
+
+from celery_exporter.core.shards import Shard
 
 from .jobs import BACK_OFF, KILLED, LATER, PLAIN, send_shuffled
 from .scene import FULL, Scene
@@ -29,6 +31,13 @@ class Shards:
         """Wait until all receive events."""
         for exporter in self.exporters:
             exporter.connected()
+
+    def get(self, path: str = "/metrics", *arguments: Any, **options: Any) -> Response:
+        """Request a page about a task, whose uuid is the end of the path, from its shard."""
+        uuid = path.rpartition("/")[2]
+        shards = (Shard(index, len(self.exporters)) for index in range(len(self.exporters)))
+        index = next(shard.index for shard in shards if shard.has(uuid))
+        return self.exporters[index].get(path, *arguments, **options)
 
     def samples(self, **_: Any) -> Samples:
         """Return the sum of each series."""

@@ -40,7 +40,11 @@ ENDS = frozenset({"SUCCESS", "FAILURE", REVOKED, "REJECTED"})
 ANY = WAITS | AT_WORKER | ENDS
 
 #: Limits that an answer states: with one of them, any event may be missing.
-MISSED = ("while the exporter did not run", "since the exporter lost its event subscription")
+MISSED = (
+    "while the exporter did not run",
+    "while the exporter had no event subscription",
+    "since the exporter lost its event subscription",
+)
 _REPORTED = re.compile(r"events: (\w+) at \S+ \S+ UTC(?: by worker (\S+))?")
 
 

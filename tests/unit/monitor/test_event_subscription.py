@@ -138,11 +138,14 @@ def test_an_outage_has_the_newest_error_and_the_last_sign_of_life(running):
     alive = time.time()
     consumer.last_alive = time.monotonic()
     consumer.failure = BrokerError("the broker closed the connection")
+    first = events.opened_at
     outage = eventually(events.outage, 20)
     assert outage.error in {"the broker closed the connection", "Connection refused"}
     later = eventually(lambda: (view := events.outage()) and "refused" in view.error and view, 20)
     assert outage.since == later.since == pytest.approx(alive, abs=1)
     eventually(lambda: consumer.opened == 2 and events.outage() is None, 60)
+    assert first == pytest.approx(alive, abs=20)
+    assert events.opened_at > outage.since
 
 
 def test_a_subscription_without_a_sign_of_life_is_an_outage_since_the_last_one(running):

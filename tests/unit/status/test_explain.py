@@ -353,6 +353,25 @@ def test_what_happened_before_the_exporter_ran_is_unknown():
     assert line not in explain(facts(None, rabbit(), exporter=late)).unknown
 
 
+def test_what_happened_without_an_event_subscription_is_unknown():
+    """Also of a task that counts as over without an event: the event of its end may have been lost."""
+    line = (
+        "what happened while the exporter had no event subscription: it was opened 5 minutes ago, after the "
+        "newest event"
+    )
+    opened = replace(EXPORTER, subscribed=NOW - 300)
+    attempt = AttemptInfo("LOST", 0, sent=NOW - 600)
+    for waits in (task(), task("STARTED"), task("LOST", 10, attempts=[attempt], reason="message_gone")):
+        assert line in explain(facts(waits, rabbit(), worker=worker(), exporter=opened)).unknown
+    received = replace(attempt, received=NOW - 200)
+    for waits in (task(age=200), task("LOST", 10, attempts=[received]), task("LOST", 10, attempts=())):
+        assert line not in explain(facts(waits, rabbit(), exporter=opened)).unknown
+    assert line not in explain(facts(task("SUCCESS"), rabbit(), exporter=opened)).unknown
+    assert line not in explain(facts(task(), rabbit())).unknown
+    started = replace(opened, started=NOW - 400)
+    assert line not in explain(facts(task(), rabbit(), exporter=started)).unknown  # it did not even run
+
+
 def test_a_clock_that_is_wrong_is_named_and_makes_no_event_new():
     known = facts(task("STARTED", -3_000), ABSENT, worker=worker(clock_skew=3_600.0))
     assert not known.is_recent
