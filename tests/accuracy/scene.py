@@ -16,6 +16,7 @@ from harness.outcomes import Outcome, RedisOutcomes, record_signals
 from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
 from harness.workers import Worker
 
+from .explained import Explained
 from .sums import TASKS, UNKNOWN, differences, excesses, exposed_sums, recorded_sums
 
 if TYPE_CHECKING:
@@ -64,17 +65,19 @@ class Scene:
         self.outcomes = RedisOutcomes(outcomes_url)
         self.expected: Callable[[Counter[Outcome]], Counter[Outcome]] = lambda entries: entries
         self.has_sent_event: Callable[[str], bool] = lambda _: True
-        self.sent = 0  # tasks of the client
+        self.uuids: list[str] = []  # of the tasks of the client
         self.results: list[Result] = []
         self._folder = folder
         self._running = running
         self._workers: list[Worker] = []
+        self._explained = Explained(self)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self._stack.callback(record_signals(self.outcomes))
         self.client = self.make_client()
         self.exporter = self.make_exporter()
+        self._stack.enter_context(self._explained)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,6 +108,8 @@ class Scene:
         self._running(*processes)
         if self.exporter.alive():
             self.exporter.connected()
+            if self.exporter in processes:
+                self._explained.listens()
             names = {worker.name for worker in self._workers if worker.alive()}
             eventually(lambda: names <= self.inspected_workers(), what=f"answers of {names}")
 
@@ -122,8 +127,12 @@ class Scene:
     def send(self, task: str, *arguments: Any, times: int = 1, queue: str = "celery", **options: Any) -> None:
         """Send a task from the client, once or several times."""
         for _ in range(times):
-            self.client.send_task(task, arguments, queue=queue, **options)
-        self.sent += times
+            self.uuids.append(self.client.send_task(task, arguments, queue=queue, **options).id)
+
+    @property
+    def sent(self) -> int:
+        """How many tasks the client sent."""
+        return len(self.uuids)
 
     def total(self, *states: str) -> int:
         """Return how many entries of these states are in the recorded outcomes."""
@@ -186,10 +195,12 @@ class Scene:
     def assert_exact(self) -> Samples:
         """Stop the workers, assert that all sums are exact, and return the last scrape.
 
-        No task may be in flight, and no event may be reported as missed.
+        No task may be in flight, no event may be reported as missed, and no explanation may have been false.
         """
-        self.stop_workers()
         try:
+            self.await_counted()
+            self._explained.all_counted()
+            self.stop_workers()
             self.await_counted()
         finally:
             samples = self.exporter.samples()
@@ -200,10 +211,14 @@ class Scene:
             state: count for (state,), count in samples.by("celery_tasks_in_flight", "state").items() if count
         }
         assert in_flight == {}
+        self._explained.assert_true()
         return samples
 
     def assert_losses_reported(self) -> Samples:
-        """Assert that lost events are reported and none is counted twice; return the last scrape."""
+        """Assert that lost events are reported and none is counted twice; return the last scrape.
+
+        No explanation may have been false.
+        """
         entries = self.expected(self.outcomes.counts_by_worker())
         try:
             eventually(self._are_losses_reported, COUNT_TIMEOUT_SECONDS)
@@ -212,6 +227,7 @@ class Scene:
             counted_twice = excesses(exposed_sums(samples), recorded_sums(entries))
             self._add_result(samples, len(counted_twice))
         assert counted_twice == {}
+        self._explained.assert_true(are_lost=True)
         return samples
 
     def missed(self, samples: Samples) -> tuple[int, int]:
