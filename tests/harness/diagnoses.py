@@ -78,6 +78,7 @@ RULES: Mapping[str, Rule] = {
     "workers-busy": Rule(WAITS),
     "waiting": Rule(WAITS),
     "forgotten": Rule(ANY),
+    "unseen": Rule(ANY),
     "returns": Rule(AT_WORKER, "worker"),
     "taken": Rule(WAITS | AT_WORKER),
     "worker-lost": Rule(AT_WORKER, "task"),

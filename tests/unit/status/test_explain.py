@@ -7,6 +7,7 @@ import string
 from itertools import product
 
 import pytest
+from harness.diagnoses import RULES
 from msgspec.structs import replace
 
 from celery_exporter.core.message_location import MessageLocation, QueueLook, UnacknowledgedLook
@@ -423,3 +424,7 @@ def test_an_old_heartbeat_of_a_worker_that_is_up_is_named():
         assert line in explain(facts(task("STARTED"), ABSENT, worker=worker(heartbeat=NOW - age))).evidence
     known = facts(task(), queued(), consumers=[worker("a@h", heartbeat=NOW - 50), worker("b@h")])
     assert "worker a@h: its last heartbeat came 50 s ago" in explain(known).evidence
+
+
+def test_each_diagnosis_has_a_rule_that_accuracy_tests_judge_it_by():
+    assert RULES.keys() == {diagnosis.name for diagnosis in DIAGNOSES}
