@@ -150,10 +150,13 @@ def test_without_a_state_file_the_history_goes_on(running, remembering, worker, 
     app.stop_cleanly()
 
     app = running(remembering()).connected()
-    assert task(app, held) == was
+    again = task(app, held)
+    assert again["unseen_since"] > was["since"], "the start of this exporter"
+    assert {**again, "unseen_since": was["unseen_since"]} == was
     outcomes.open_gate("gate")
     eventually(lambda: task(app, held)["state"] == "SUCCESS", 30)
     now = task(app, held)
+    assert now["unseen_since"] is None
     for name in ("task_name", "queue_name", "worker", "client", "root_id", "parent_id", "first_sent"):
         assert now[name] == was[name], name
     assert [attempt["state"] for attempt in now["attempts"]] == ["RETRY", "SUCCESS"]
