@@ -4,6 +4,7 @@
 - Liveness stays green.
 - Readiness turns red within 15 s, and green within 10 s of the end of the fault.
 - The numbers of threads and sockets return to their values before the fault.
+- No explanation of a task is false (see `explained`).
 
 Time in which the exporter waits for a CPU does not count (see `harness.spans`). `make faults` measures it,
 too, on an idle machine.
@@ -27,13 +28,15 @@ from harness.exporter import Exporter, Samples
 from harness.time_spans import TimeSpan
 from harness.waiting import eventually
 
+from resilience.explained import Explained
+
 MAX_RED_SECONDS, MAX_GREEN_SECONDS = 15.0, 10.0
 MAX_MEDIAN_SECONDS, MAX_SCRAPE_SECONDS = 0.1, 0.5
 #: Threads that start for scrapes at the same time.
 RENDER_THREADS = 2
 COUNTER_SUFFIXES = ("_total", "_count", "_bucket", "_sum")
 
-numbers = itertools.count(1)
+numbers = itertools.count(100_000)  # of one length: no id begins like another
 
 
 class Watched(Exporter):
@@ -42,6 +45,7 @@ class Watched(Exporter):
     def __init__(self, folder: Path, broker_url: str, *arguments: str, url: str = "", **options: Any) -> None:
         super().__init__(folder, url or broker_url, "-Q", "celery", *arguments, **options)
         self.broker_url = broker_url
+        self.published: list[str] = []  # ids of tasks whose events were published
         self.pauses = 0
         self.is_paused = False
 
@@ -67,10 +71,16 @@ class Watched(Exporter):
         before = self.successes()
 
         def is_counted() -> bool:
-            publish_events(self.broker_url, *task_events(next(numbers)))
+            self.publish_task()
             return self.successes() >= before + count
 
         eventually(is_counted, MAX_GREEN_SECONDS, every=0.5)
+
+    def publish_task(self) -> None:
+        """Publish the events of a task that succeeded."""
+        events = task_events(next(numbers))
+        publish_events(self.broker_url, *events)
+        self.published.append(events[0]["uuid"])
 
     def resources(self) -> tuple[int, int]:
         """Return the numbers of threads and of connections, without those of HTTP clients."""
@@ -127,6 +137,7 @@ class Availability:
     app: Watched
     fault: str
     broker: str
+    explained: Explained
     red: TimeSpan | None = None  # since the start of the fault
     green: TimeSpan | None = None  # since its end
     scrapes: list[TimeSpan] = field(default_factory=list)
@@ -134,11 +145,13 @@ class Availability:
     def turns_red(self, fault: Callable[[], object]) -> None:
         """Cause a fault, and assert that readiness turns red in time."""
         self.red = self._span(fault, lambda: not self.app.is_ready(), MAX_RED_SECONDS, "red")
+        self.explained.fault_began()
         assert self.app.value("celery_broker_up") == 0
         assert self.app.get("/health").status == 503
 
     def turns_green(self, end: Callable[[], object]) -> None:
         """End the fault, and assert that readiness turns green in time."""
+        self.explained.fault_ends()
         self.green = self._span(end, self.app.is_ready, MAX_GREEN_SECONDS, "green")
         assert self.app.value("celery_broker_up") == 1
         assert self.app.get("/health").status == 200
@@ -160,7 +173,7 @@ class Availability:
         before = self.app.successes()
 
         def is_counted() -> bool:
-            publish_events(self.app.broker_url, *task_events(next(numbers)))
+            self.app.publish_task()
             return self.app.successes() > before
 
         self.green = self._span(fault, is_counted, MAX_RED_SECONDS, "counted")
@@ -199,8 +212,10 @@ def check(availability: Availability, *, is_connected: bool) -> Iterator[Availab
     scraper = Scraper(availability.app)
     scraper.start()
     try:
-        yield availability
+        with availability.explained:
+            yield availability
         availability.app.counts_events(1)
+        availability.explained.assert_true()
     finally:
         scraper.stop()
         availability.scrapes = scraper.spans

@@ -14,6 +14,7 @@ from harness.servers import RabbitServer, RedisServer
 from harness.tables import add_row
 
 from resilience.availability_contract import Availability, Watched, check
+from resilience.explained import Explained
 
 Start = Callable[..., Any]
 Check = Callable[..., AbstractContextManager[Availability]]
@@ -34,7 +35,8 @@ def watched(request: pytest.FixtureRequest) -> Iterator[Check]:
 
     def watch(app: Watched, *, is_connected: bool = True) -> AbstractContextManager[Availability]:
         kind = "redis" if app.broker_url.startswith("redis") else "rabbitmq"
-        availability = Availability(app, f"{name}: {' '.join(variant)}" if variant else name, kind)
+        fault = f"{name}: {' '.join(variant)}" if variant else name
+        availability = Availability(app, fault, kind, Explained(app, is_connected=is_connected))
         availabilities.append(availability)
         return check(availability, is_connected=is_connected)
 

@@ -101,11 +101,11 @@ def test_queues_refused(app, rabbit_broker, watched):
         exporter = app("-Q", ",".join(names))
         lengths = {("jobs",): 3, ("nowhere",): 0, ("celery",): 0}  # undeclared queues of -Q count as empty
         until_equal(lambda: exporter.samples().by("celery_queue_length", "queue_name"), lengths)
+        ports = connections(exporter)
         with watched(exporter):
-            ports = connections(exporter)
             stays(lambda: exporter.value("celery_exporter_collector_success", collector="queues") == 1, 5)
             assert exporter.value("celery_queue_length", queue_name="jobs") == 3
-            assert connections(exporter) == ports, "an error closes the channel, not the connection"
+            assert ports <= connections(exporter), "an error closes the channel, not the connection"
             assert exporter.reconnects() == 0
             vhost = rabbit_broker.url.rpartition("/")[2]
             channels = rabbit_broker.server.control("list_channels", "--vhost", vhost, "number").split()
@@ -131,8 +131,8 @@ def test_heartbeats_under_steady_traffic(app, rabbit_broker, watched, seconds, r
     the next inspection. No other connection may be replaced.
     """
     exporter = app("--broker-transport-option", "heartbeat=4")
+    ports = connections(exporter)
     with watched(exporter):
-        ports = connections(exporter)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             publish_events(rabbit_broker.url, *task_events(next(numbers)))
