@@ -233,7 +233,7 @@ DIAGNOSES = (
         "received-and-gone",
         _absent(_in_state(RECEIVED, lambda facts: not facts.is_recent or facts.is_worker_restarted)),
         "Worker {worker} received it {ago} and reported no start, and the broker has no message of it.",
-        ("whether it started, and the event is on its way or was lost", PURGED),
+        ("whether a worker started it, and the event is on its way or was lost", PURGED),
     ),
     Diagnosis(
         "scheduled-at-worker",
