@@ -63,7 +63,10 @@ def scraped_demo(folder: Path, url: str, *options: str) -> Iterator[Prometheus]:
     """Yield a Prometheus that scrapes an exporter of the running demo; it has these options."""
     web_config = folder / "web.yml"
     web_config.write_text(json.dumps({"http_server_config": {"headers": {"X-Frame-Options": "deny"}}}))
-    files = ("--web.config.file", str(web_config), "--state-file", str(folder / "state"))
+    config = folder / "config.yml"
+    config.write_text(json.dumps({"log_format": "json"}))  # JSON is YAML
+    files = ("--web.config.file", str(web_config), "--config.file", str(config))
+    files += ("--state-file", str(folder / "state"))
     records = ("--event-log", str(folder / "events.jsonl"), "--history-file", str(folder / "history"))
     exporter = Exporter(folder / "exporter", url, *files, *records, *options)
     prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
