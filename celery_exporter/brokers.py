@@ -44,7 +44,7 @@ class CannotStartError(Exception):
 
 
 class RunningBroker:
-    """One broker. Call `start`, then `stop` and `join`. `names` returns the names of all brokers.
+    """One broker. Call `start` and then `end`, or `discard`. `names` returns the names of all brokers.
 
     Raises BadSettingError for settings that cannot be used, and CannotStartError.
     """
@@ -94,17 +94,9 @@ class RunningBroker:
             pusher.start()
         self.monitor.start()
 
-    def stop(self) -> None:
-        """Ask the threads to end."""
-        self.monitor.stop()
-
-    def join(self, deadline: float) -> None:
-        """Wait for the threads until a monotonic time; see `Monitor.join`."""
-        self.monitor.join(deadline)
-        for pusher in self.pushers:
-            pusher.stop()
-        for pusher in self.pushers:
-            pusher.join()
+    def discard(self) -> None:
+        """Give the state file back without a start."""
+        self.monitor.discard()
 
 
 def _monitor(settings: BrokerSettings, tracker: SeriesTracker, pushers: Sequence[Pusher]) -> Monitor:
@@ -145,7 +137,8 @@ class Brokers:
         added = [name for name in settings.brokers if name not in before or name in changed]
         for name in added:
             check(settings.brokers[name].monitor.broker)
-        _end([before[name] for name in changed])  # their pages answer meanwhile
+        # Their pages answer meanwhile.
+        end([before[name] for name in changed], time.monotonic() + STOP_SECONDS)
         kept = {name: broker for name, broker in before.items() if name not in changed}
         try:
             self._set(settings, {**kept, **self._new(settings, added)}, added)
@@ -157,7 +150,7 @@ class Brokers:
 
     def stop(self, deadline: float) -> None:
         """Stop all until a monotonic time; see `Monitor.join`."""
-        _end(self.by_name.values(), deadline)
+        end(self.by_name.values(), deadline)
 
     def put_request(self, request: HttpRequest) -> None:
         """Pass a request to this exporter to the sinks of the first broker that take requests."""
@@ -181,7 +174,15 @@ class Brokers:
         self._settings = settings
 
     def _new(self, settings: Settings, names: Iterable[str]) -> dict[str, RunningBroker]:
-        return {name: self._new_one(settings, name) for name in names}
+        new: dict[str, RunningBroker] = {}
+        try:
+            for name in names:
+                new[name] = self._new_one(settings, name)
+        except (BadSettingError, CannotStartError):
+            for broker in new.values():
+                broker.discard()
+            raise
+        return new
 
     def _new_one(self, settings: Settings, name: str) -> RunningBroker:
         context = copy_context()
@@ -196,10 +197,17 @@ def _given(settings: Settings, name: str) -> Mapping[str, object] | None:
     return settings.brokers[name].given if name in settings.brokers else None
 
 
-def _end(brokers: Collection[RunningBroker], deadline: float | None = None) -> None:
-    """Stop brokers and wait for them until a monotonic time."""
+def end(brokers: Collection[RunningBroker], deadline: float) -> None:
+    """Stop brokers and wait for them until a monotonic time; see `Monitor.join` and `Pusher.join`.
+
+    All do each step at the same time, so that many take no longer than one.
+    """
+    pushers = [pusher for broker in brokers for pusher in broker.pushers]
     for broker in brokers:
-        broker.stop()
-    end = time.monotonic() + STOP_SECONDS if deadline is None else deadline
+        broker.monitor.stop()
     for broker in brokers:
-        broker.join(end)
+        broker.monitor.join(deadline)
+    for pusher in pushers:
+        pusher.stop()
+    for pusher in pushers:
+        pusher.join()

@@ -9,7 +9,7 @@ from celery_exporter.core.task_info import OPEN_STATE_NAMES, AttemptInfo, TaskIn
 from celery_exporter.quoting import printable, shell_word
 from celery_exporter.status.columns import UNKNOWN, seconds
 from celery_exporter.status.explanation import Explanation
-from celery_exporter.status.workflow import depths, in_tree_order
+from celery_exporter.status.workflow import in_tree_order, levels
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 
 #: Titles of the columns of a list.
@@ -123,7 +123,7 @@ def _attempt_row(attempt: AttemptInfo) -> tuple[str, ...]:
 def _tree(answer: TaskAnswer) -> Iterator[str]:
     """Yield a line for each task of a workflow, below the one that sent it, the oldest first."""
     ordered = in_tree_order(answer.workflow)
-    for task, depth in zip(ordered, depths(ordered), strict=True):
+    for task, depth in zip(ordered, levels(ordered), strict=True):
         mark = " <-" if task.uuid == answer.task.uuid else ""
         name, indent = printable(task.task_name or UNKNOWN), "  " * (depth + 1)
         yield f"{indent}{printable(task.uuid)}  {name}  {_state(task)}{mark}"

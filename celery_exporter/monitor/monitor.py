@@ -174,6 +174,11 @@ class Monitor:
         if self.history is not None:
             self.history.start()
 
+    def discard(self) -> None:
+        """Give the state file back, instead of a start."""
+        if self._file is not None:
+            self._file.close()
+
     def stop(self) -> None:
         """Ask the threads to end."""
         self._stopping.set()

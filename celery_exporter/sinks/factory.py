@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
@@ -65,16 +65,3 @@ def pushers_for(config: SinksConfig) -> list[Pusher]:
     """Return a pusher for each sink that is on. Raises BadSettingError for settings that contradict."""
     limit, flush_interval = config.sink_buffer, config.sink_flush_interval
     return [Pusher(sink, limit=limit, flush_interval=flush_interval) for sink in sinks_for(config)]
-
-
-def reopening(pushers: Iterable[Pusher]) -> Callable[[], None] | None:
-    """Return a function that opens the files of sinks again; None if no sink writes a file."""
-    reopens = [pusher.reopen for pusher in pushers if pusher.reopen is not None]
-    if not reopens:
-        return None
-
-    def reopen() -> None:
-        for function in reopens:
-            function()
-
-    return reopen

@@ -24,13 +24,11 @@ def in_tree_order(tasks: Iterable[TaskInfo]) -> list[TaskInfo]:
         task = waiting.pop()
         ordered[task.uuid] = task
         waiting += sent.get(task.uuid, [])[::-1]
-    rest = [
-        task for task in by_age if task.uuid not in ordered
-    ]  # in circles, which only hostile clients send
-    return [*ordered.values(), *rest]
+    in_circles = [task for task in by_age if task.uuid not in ordered]  # only hostile clients send them
+    return [*ordered.values(), *in_circles]
 
 
-def depths(tasks: Sequence[TaskInfo]) -> list[int]:
+def levels(tasks: Sequence[TaskInfo]) -> list[int]:
     """Return how deep below a root each task is, in the order of the tree."""
     by_uuid: dict[str, int] = {}
     for task in tasks:

@@ -25,6 +25,8 @@ MAX_CACHED = 32
 
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 SAFE = {**NOSNIFF, "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+#: The policy of pages without scripts, styles and pictures.
+PLAIN_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 Page = Callable[[Request], Awaitable[Response]]
 

@@ -14,13 +14,12 @@ from starlette.routing import Route
 from celery_exporter import __version__
 from celery_exporter.status.explanation import Explanation
 from celery_exporter.web import explain_api, status_routes, task_api, task_pages
-from celery_exporter.web.answers import NOSNIFF, SAFE, Page
+from celery_exporter.web.answers import NOSNIFF, PLAIN_POLICY, SAFE, Page
 from celery_exporter.web.pages.layout import POLICY
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.status_routes import Answers, Sources, static_pages
 from celery_exporter.web.task_api import Tasks
 
-_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _RUNBOOKS = (resources.files(__package__) / "static" / "runbooks.html").read_text("utf-8")
 _LANDING = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>celery-exporter</title></head><body>
@@ -75,7 +74,7 @@ def build(  # noqa: PLR0913  what the pages show
     async def landing(_: Request) -> Response:
         state = "open" if is_ready() else "not open"
         text = _LANDING.format(version=__version__, broker=html.escape(broker()), state=state)
-        return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": _POLICY})
+        return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": PLAIN_POLICY})
 
     pages: dict[str, Page] = {
         "/": landing,

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from celery_exporter import __version__
-from celery_exporter.web.answers import NOSNIFF, SAFE, Page
+from celery_exporter.web.answers import NOSNIFF, PLAIN_POLICY, SAFE, Page
 from celery_exporter.web.render import MetricsPage
 
 ROOT, PARAMETER = "/brokers/", "broker"
@@ -28,7 +28,6 @@ METRICS, RELOAD = "/metrics", "/-/reload"
 ONLY_OF_ALL = ("/sd", "/api/v1/brokers")
 OF_ALL = (METRICS, "/", "/-/ready", "/health", *ONLY_OF_ALL)
 SAME_FOR_ALL = ("/-/healthy", "/healthcheck", "/runbooks")
-_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _LIST = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>celery-exporter</title></head><body>
 <h1>celery-exporter {version}</h1>
@@ -144,7 +143,7 @@ def _list(brokers: GetBrokers) -> Page:
             for name, pages in brokers().items()
         )
         text = _LIST.format(version=__version__, items="\n".join(items))
-        return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": _POLICY})
+        return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": PLAIN_POLICY})
 
     return page
 

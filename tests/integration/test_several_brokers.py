@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.events import publish_events, task_events
 from harness.exporter import Exporter, run_cli
 from harness.servers import PROMETHEUSES, RedisServer
 from harness.time_spans import TimeSpan
 from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
+
+from celery_exporter.sinks.pusher import LAST_FLUSH_SECONDS
 
 #: Tasks of each broker; different numbers, so that none can be mistaken for another.
 TASKS = {"shop": 3, "billing": 5, "emails": 7, "reports": 11}
@@ -199,3 +203,36 @@ def test_the_configuration_is_checked_before_it_is_used(brokers):
     result = run_cli("check-config", str(brokers.path))
     assert (result.returncode, result.stdout) == (2, "")
     assert "brokers.a.ulr: unknown key; did you mean url?" in result.stderr
+
+
+def test_a_reload_that_fails_gives_the_files_of_new_brokers_back(tmp_path, running, brokers):
+    """The next one, with the mistake corrected, opens them."""
+    app = running(brokers.exporter(tmp_path / "exporter", "--web.enable-lifecycle"))
+    await_ready(app, *TASKS)
+    added = {"first": str(tmp_path / "first"), "second": str(tmp_path / "missing" / "second")}
+    url = brokers.urls["shop"]
+    sections = {name: {"url": broker, "queues": ["celery"]} for name, broker in brokers.urls.items()}
+    new = {name: {"url": url, "state_file": path} for name, path in added.items()}
+    brokers.path.write_text(json.dumps({"brokers": {**sections, **new}}))
+    refused = app.get("/-/reload", method="POST")
+    assert (refused.status, "does not exist" in refused.text) == (500, True)
+    (tmp_path / "missing").mkdir()
+    assert app.get("/-/reload", method="POST").text == "reloaded\n"
+    await_ready(app, *TASKS, *added)
+    assert app.value("celery_exporter_reconnects_total", broker="shop") == 0
+
+
+def test_sinks_that_do_not_answer_delay_the_end_once(tmp_path, running, brokers):
+    """Each waits for the last flush as long as one does, at the same time."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        influx = {"influx_url": f"http://127.0.0.1:{port}", "influx_org": "o", "influx_bucket": "b"}
+        brokers.write(brokers.urls, **influx)
+        app = running(brokers.exporter(tmp_path / "exporter"))
+        await_ready(app, *TASKS)
+        for number, url in enumerate(brokers.urls.values()):
+            publish_events(url, *task_events(number))
+        until_equal(lambda: counted(app), dict.fromkeys(TASKS, 1), 30)
+        os.kill(app.pid, signal.SIGTERM)
+        assert app.wait() == 0
+        assert app.ending.seconds < 2 * LAST_FLUSH_SECONDS, app.ending

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from celery_exporter.status.columns import Column, Table, first_sort, get, matches, ordered, reversed_sort
-from celery_exporter.status.workflow import depths
+from celery_exporter.status.workflow import levels
 from celery_exporter.web.pages.cells import cell_class, content
 from celery_exporter.web.pages.facts import attributes, label, meaning, unit
 from celery_exporter.web.pages.query import ALL, Query
@@ -151,7 +151,7 @@ def _tree(tasks: Sequence[Any], marked: str) -> list[str]:
     """Return the attributes of the rows of a tree: how deep each is, and whether it is that of the page."""
     return [
         f' data-depth="{depth}"{" aria-current=true" if task.uuid == marked else ""}'
-        for task, depth in zip(tasks, depths(tasks), strict=True)
+        for task, depth in zip(tasks, levels(tasks), strict=True)
     ]
 
 

@@ -60,7 +60,7 @@ function fillTable(entry, data) {
   const matching = all.filter((row) => matches(columns, row, parameters.get(`${prefix}filter`) || ""));
   const isExpanded = parameters.get(`${prefix}rows`) === "all";
   const rows = ordered(ordered(matching, columns, table.dataset.then), columns, sort);
-  const part = table.closest(".tree"), tree = part && depths(rows);
+  const part = table.closest(".tree"), tree = part && levels(rows);
   if (part) part.hidden = all.length < 2;
   const lines = new Map();
   for (const [index, row] of rows.slice(0, Number(isExpanded ? maxRows : collapsed)).entries()) {
@@ -84,10 +84,10 @@ function fillTable(entry, data) {
 }
 
 // Returns how deep below a root each task of a workflow is. A task is after the one that sent it.
-function depths(tasks) {
-  const depths = new Map();
-  for (const { uuid, parent_id: parent } of tasks) depths.set(uuid, (depths.get(parent) ?? -1) + 1);
-  return depths;
+function levels(tasks) {
+  const byUuid = new Map();
+  for (const { uuid, parent_id: parent } of tasks) byUuid.set(uuid, (byUuid.get(parent) ?? -1) + 1);
+  return byUuid;
 }
 
 // Shows rows. What is as before stays in the document, so that a link or a button keeps the focus.

@@ -7,7 +7,7 @@ import pytest
 from celery_exporter.config.loader import load
 from celery_exporter.errors import BadSettingError
 from celery_exporter.sinks.config import SinksConfig
-from celery_exporter.sinks.factory import pushers_for, reopening, sinks_for
+from celery_exporter.sinks.factory import pushers_for, sinks_for
 
 
 def config(**options: str) -> SinksConfig:
@@ -40,4 +40,4 @@ def test_settings_that_contradict_are_errors(options):
 @pytest.mark.parametrize(("path", "is_file"), [("log", True), ("-", False)])
 def test_only_files_are_opened_again(tmp_path, path, is_file):
     pushers = pushers_for(config(event_log=path if path == "-" else str(tmp_path / path)))
-    assert (reopening(pushers) is not None) == is_file
+    assert [pusher.reopen is not None for pusher in pushers] == [is_file]

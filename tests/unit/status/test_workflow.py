@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from celery_exporter.core.task_info import TaskInfo
-from celery_exporter.status.workflow import depths, in_tree_order
+from celery_exporter.status.workflow import in_tree_order, levels
 
 
 def sent(uuid: str, parent: str | None = None, at: float = 0.0) -> TaskInfo:
@@ -13,7 +13,7 @@ def sent(uuid: str, parent: str | None = None, at: float = 0.0) -> TaskInfo:
 def tree(*tasks: TaskInfo) -> list[tuple[int, str]]:
     ordered = in_tree_order(tasks)
     assert {task.uuid for task in ordered} == {task.uuid for task in tasks}
-    return list(zip(depths(ordered), (task.uuid for task in ordered), strict=True))
+    return list(zip(levels(ordered), (task.uuid for task in ordered), strict=True))
 
 
 def test_each_task_is_below_the_one_that_sent_it_the_oldest_first():
