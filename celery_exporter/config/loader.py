@@ -82,7 +82,7 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         _check_no_broker(sources)
         brokers = {name: _of_broker(values, name, section, sources) for name, section in sections.items()}
     else:
-        brokers = {"": {**values, "broker_url": _resolved_url(values, sources)}}
+        brokers = {"": {**values, **_resolved_url(values, sources)}}
     _check_files(brokers, sources.path)
     values["selection"] = _selection(values)
     _check_static_labels(values["static_label"], values["selection"], is_named="" not in brokers)
@@ -151,8 +151,8 @@ def _history_config(values: Mapping[str, Any]) -> HistoryConfig:
     return replace(config, no_history=config.no_history or values["no_status_page"])
 
 
-def _resolved_url(values: Mapping[str, Any], sources: _Sources) -> str:
-    """Return the URL of the only broker from whichever option was given.
+def _resolved_url(values: Mapping[str, Any], sources: _Sources) -> dict[str, Any]:
+    """Return the URL of the only broker, and the file that it is from: by the option that takes precedence.
 
     Raises BadSettingError for both or none.
     """
@@ -165,10 +165,9 @@ def _resolved_url(values: Mapping[str, Any], sources: _Sources) -> str:
     if len(nearest) > 1 and first != _VARIABLE:
         names = (given[key].name for key in nearest)
         raise BadSettingError(f"{' and '.join(names)}: got both; give one of them")
-    url: str = (
-        url_from_file(values["broker_url_file"]) if "broker_url_file" in nearest else values["broker_url"]
-    )
-    return url.strip()  # `echo` ends a secret with a newline
+    path = values["broker_url_file"] if "broker_url_file" in nearest else None
+    url = values["broker_url"] if path is None else url_from_file(path)
+    return {"broker_url": url.strip(), "broker_url_file": path}  # `echo` ends a secret with a newline
 
 
 def _check_no_broker(sources: _Sources) -> None:

@@ -220,6 +220,7 @@ def test_the_url_from_a_file(tmp_path):
     assert load({"broker_url_file": str(path)}, {}).monitor.broker.broker_url == "amqp://u:p@h//"
     loaded = load({"broker_url": URL}, {"CE_BROKER_URL_FILE": str(path)})
     assert loaded.monitor.broker.broker_url == URL, "an option beats a variable"
+    assert loaded.monitor.broker.broker_url_file is None, "which is not read again, either"
     assert "got both" in complaint(broker_url=URL, broker_url_file=str(path))
     path.write_text("hunter2")
     assert "hunter2" not in complaint(broker_url=None, broker_url_file=str(path))
