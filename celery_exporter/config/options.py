@@ -294,7 +294,7 @@ OPTIONS = (
     Option(
         name="max-tasks",
         group="Tasks",
-        help="Limit of unfinished tasks in memory, 500 bytes each; the oldest are dropped.",
+        help="Limit of unfinished tasks in memory, 550 bytes each; the oldest are dropped.",
         expects="a whole number, 1000 or more",
         metavar="NUMBER",
         parse=parsers.whole(1000, 10**9),
