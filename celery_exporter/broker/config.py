@@ -9,6 +9,8 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from celery_exporter.core.shards import Shard
+
 
 class BrokerConfig(Struct, frozen=True, kw_only=True):
     """How to reach one broker, and which of Celery's exchanges to use there.
@@ -27,7 +29,14 @@ class BrokerConfig(Struct, frozen=True, kw_only=True):
     control_exchange: str
     event_consumer: str
     event_queue_durable: bool
+    event_queue: str | None
+    shard: Shard | None
+
+    @property
+    def has_durable_queue(self) -> bool:
+        """Return whether events wait in a durable queue while the exporter is away."""
+        return self.event_queue_durable or self.event_queue is not None
 
     def read_only(self) -> BrokerConfig:
         """Return this config without the durable event queue, whose events belong to the exporter."""
-        return replace(self, event_queue_durable=False)
+        return replace(self, event_queue_durable=False, event_queue=None)

@@ -24,6 +24,7 @@ from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.url import (
     AMQP,
     REDIS,
+    UnusableURLError,
     check_files,
     check_text,
     not_installed,
@@ -89,6 +90,8 @@ def check(config: BrokerConfig) -> None:
     except (ValueError, KeyError, TypeError) as error:  # the text may have a part of the password
         raise refused_query(scheme, error) from None
     check_files(connection.ssl or {})
+    if config.event_queue is not None and not is_amqp(config):
+        raise UnusableURLError(f"--event-queue needs amqp:// or amqps://, and the broker URL is {scheme}://")
 
 
 def connect(config: BrokerConfig, heartbeat: int = HEARTBEAT_SECONDS) -> kombu.Connection:

@@ -14,6 +14,9 @@ from msgspec import Struct
 from celery_exporter.broker.codecs import JSON, MAX_BODY, UndecodableError, decompress, load
 from celery_exporter.core.events import Event, Malformed, decode, from_objects
 
+#: The content type of messages of a relay: a JSON body of events in each line.
+EVENT_LINES = "application/x-ndjson"
+
 
 class RefusedError(Exception):
     """A body in a serializer that is not accepted."""

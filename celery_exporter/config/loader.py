@@ -115,14 +115,7 @@ def _of_broker(
 
 def _broker_settings(name: str, values: dict[str, Any], sources: _Sources) -> BrokerSettings:
     """Return the settings of one broker, whose name is empty if it is the only one and not in the file."""
-    if values["event_queue_durable"] and values["event_consumer"] == "kombu":
-        raise BadSettingError(
-            "--event-consumer: got 'kombu', which cannot acknowledge; --event-queue-durable needs auto"
-        )
-    if values["event_queue_durable"] and values["shard"] is not None:
-        raise BadSettingError(
-            f"--shard: got '{values['shard']}', and shards cannot share the queue of --event-queue-durable"
-        )
+    _check_event_queue(values)
     _check_queues(values["queues"], values["queue_include"], values["queue_exclude"])
     values["broker"] = _config(BrokerConfig, values)
     values["limits"] = _config(Limits, values)
@@ -136,6 +129,17 @@ def _broker_settings(name: str, values: dict[str, Any], sources: _Sources) -> Br
     own = sources.file.brokers.get(name, {}) if sources.file else {}
     given = {**sources.given(of_brokers=True), **{key: setting.argument for key, setting in own.items()}}
     return BrokerSettings(monitor=_config(MonitorConfig, values), sinks=values["sinks"], given=given)
+
+
+def _check_event_queue(values: Mapping[str, Any]) -> None:
+    """Raise BadSettingError for options of a durable event queue that contradict each other."""
+    given = [KEYS[key].name for key in ("event_queue_durable", "event_queue") if values[key]]
+    if len(given) > 1:
+        raise BadSettingError("--event-queue: got --event-queue-durable, too; give one of them")
+    if given and values["event_consumer"] == "kombu":
+        raise BadSettingError(
+            f"--event-consumer: got 'kombu', which cannot acknowledge; --{given[0]} needs auto"
+        )
 
 
 def _config(config_type: type[C], values: Mapping[str, Any]) -> C:

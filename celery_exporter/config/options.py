@@ -215,6 +215,14 @@ OPTIONS = (
         is_flag=True,
     ),
     Option(
+        name="event-queue",
+        group="Events",
+        help="RabbitMQ: consume this durable queue, which `celery-exporter relay` has declared.",
+        expects="the name of a queue",
+        metavar="NAME",
+        parse=parsers.name,
+    ),
+    Option(
         name="enable-events",
         group="Events",
         help="Enable task events in workers that send none, at every update interval.",

@@ -30,7 +30,17 @@ class Shard(Struct, frozen=True):
 
     def has(self, key: str) -> bool:
         """Return whether a uuid or a node name belongs to this shard."""
-        return zlib.crc32(key.encode("utf-8", "replace")) % self.count == self.index
+        return shard_of(key, self.count) == self.index
+
+
+def shard_of(key: str, count: int) -> int:
+    """Return the index of the shard, of so many, that a uuid or a node name belongs to."""
+    return zlib.crc32(key.encode("utf-8", "replace")) % count
+
+
+def key_of(event_type: str, uuid: str | None, hostname: str) -> str:
+    """Return what decides the shard of an event."""
+    return hostname if event_type in WORKER_TYPES else uuid or ""
 
 
 class ShardOfCluster:
@@ -42,8 +52,7 @@ class ShardOfCluster:
 
     def apply(self, event: Event, now: Timestamp) -> None:
         """Apply an event of this shard, and what another one says about its worker and its queue."""
-        key = event.hostname if event.type in WORKER_TYPES else event.uuid or ""
-        if self._shard.has(key):
+        if self._shard.has(key_of(event.type, event.uuid, event.hostname)):
             self._cluster.apply(event, now)
         else:
             self._cluster.apply_to_workers(event, now)

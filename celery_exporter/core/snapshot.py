@@ -161,6 +161,8 @@ class ExporterState(Struct, frozen=True):
     outage: OutageView | None = None  # None: the event subscription is open, or there can be none
     config_file: ConfigFileView | None = None  # None without one
     subscribed: float | None = None  # when it was opened last; None: never, or events do not get lost between
+    active: bool | None = None  # whether the broker sends events to this replica; None: there is no other one
+    duplicates: int = 0  # messages of a durable queue that were dropped, since they had been received before
 
 
 class Snapshot(Struct, frozen=True):

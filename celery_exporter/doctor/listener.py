@@ -50,7 +50,9 @@ class RecordingConsumer:
     def __init__(self, consumer: EventConsumer) -> None:
         self._consumer = consumer
         self.last_alive = 0.0
-        self.mark: tuple[int, int] | None = None  # the doctor takes nothing off a durable queue
+        # The doctor takes nothing off a durable queue.
+        self.mark: tuple[int, int] | None = None
+        self.is_active, self.duplicates = True, 0
         self.release = consumer.release
         self.unconfirmed = consumer.unconfirmed
         self.expect_again = consumer.expect_again

@@ -71,7 +71,7 @@ def _combined(tables: Iterable[tuple[Profile, list[MetricFamily]]], prefix: str)
     """
     defined: dict[str, tuple[MetricFamily, Profile]] = {}
     for profile, rows in tables:
-        for row in rows:
+        for row in map(_of_active_replica, rows):
             name = row.full_name(prefix)
             first_row, first_profile = defined.setdefault(name, (row, profile))
             if _form(first_row) != _form(row):
@@ -81,6 +81,19 @@ def _combined(tables: Iterable[tuple[Profile, list[MetricFamily]]], prefix: str)
                 )
     own = {row.full_name(prefix): row for row in native.EXPORTER_ROWS}
     return ({name: row for name, (row, _) in defined.items()} | own).values()
+
+
+def _of_active_replica(row: MetricFamily) -> MetricFamily:
+    """Return a row that has no samples on a standby, if it is a gauge: the standby receives no events.
+
+    What a replica has counted itself stays: the sums over all replicas are those of one exporter.
+    """
+    if row.type != "gauge" or row.name == "celery_broker_up":
+        return row
+    samples = row.samples
+    return structs.replace(
+        row, samples=lambda snapshot: () if snapshot.exporter.active is False else samples(snapshot)
+    )
 
 
 def _form(row: MetricFamily) -> tuple[object, ...]:

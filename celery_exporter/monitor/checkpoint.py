@@ -54,6 +54,7 @@ class ExporterRecord(Struct):
     tracker: SeriesTrackerChanges
     unconfirmed: list[int]  # messages of a durable queue that may come again: see AmqpConsumer
     shard: str = ""  # as --shard has it
+    duplicates: int = 0
 
 
 class Checkpoint(Struct):
@@ -269,6 +270,7 @@ class CheckpointWriter:
             tracker=self._tracker.changes(time.monotonic(), everything=everything),
             unconfirmed=subscription.unconfirmed(),
             shard=self._shard,
+            duplicates=subscription.duplicates(),
         )
 
     def _pending(self) -> Pending:

@@ -75,19 +75,34 @@ class EventSubscription:
         self._schema = schema
         self._on_records = on_records
         self._accept = {CONTENT_TYPES[name] for name in config.accept_content}
+        self._duplicates = 0  # of earlier processes
         self._has_read = False  # since it was opened
         self._closed_since = time.time()  # epoch seconds; while it is not open
         self._error = ""  # that closed it, or of the last attempt to open it
 
-    def restore(self, malformed: Mapping[str, int], opened: int, unconfirmed: list[int]) -> None:
+    def restore(
+        self, malformed: Mapping[str, int], opened: int, unconfirmed: list[int], duplicates: int
+    ) -> None:
         """Continue the counts of the state file; expect `unconfirmed` messages of a durable queue again."""
         self.malformed.update(malformed)
         self.opened = opened
+        self._duplicates = duplicates
         self._consumer.expect_again(unconfirmed)
 
     def is_ready(self) -> bool:
         """Return whether the subscription is open and showed a sign of life recently."""
         return self.is_open and time.monotonic() - self._consumer.last_alive < READY_MAX_SILENCE_SECONDS
+
+    def active(self) -> bool | None:
+        """Return whether the broker sends the events of a durable queue here; None without such a queue.
+
+        Without a connection: whether it did on the last one.
+        """
+        return self._consumer.is_active if self._config.has_durable_queue else None
+
+    def duplicates(self) -> int:
+        """Return how many messages of a durable queue were dropped, with those of the state file."""
+        return self._duplicates + self._consumer.duplicates
 
     def outage(self) -> OutageView | None:
         """Return since when and why the subscription is not ready; None if it is."""
@@ -167,7 +182,7 @@ class EventSubscription:
         while not stopping.is_set():
             messages = self._consumer.read(READ_SECONDS)
             now = time.monotonic()
-            if not self._is_blocked():
+            if self._consumer.is_active and not self._is_blocked():
                 self._state.advance(now - last)
             last = now
             self._has_read = self._has_read or bool(messages)

@@ -129,7 +129,9 @@ class Monitor:
     def _continue(self, restored: Restored) -> None:
         """Continue the counts of an earlier process."""
         record = restored.exporter
-        self.subscription.restore(record.malformed, record.subscriptions, record.unconfirmed)
+        self.subscription.restore(
+            record.malformed, record.subscriptions, record.unconfirmed, record.duplicates
+        )
         if self._file is not None:
             self._file.errors.update(record.file_errors)
         self._tracker.restore(
@@ -217,6 +219,8 @@ class Monitor:
             pusher.put(records)
 
     def _reconcile(self) -> None:
+        if self.subscription.active() is False:  # another replica receives how these tasks end
+            return
         before = self.state.cluster.reconciled.copy()
         self.state.run(self.state.reconciler.reconcile(self.state.now()))
         for reason, count in (self.state.cluster.reconciled - before).items():
@@ -307,7 +311,9 @@ class Monitor:
             refused_replies=self.workers.refused_serializers,
             history=self.history.view() if self.history is not None else None,
             outage=None if self.no_events else outage,
-            subscribed=None if self._config.broker.event_queue_durable else subscription.opened_at,
+            active=subscription.active(),
+            duplicates=subscription.duplicates(),
+            subscribed=None if self._config.broker.has_durable_queue else subscription.opened_at,
         )
 
 

@@ -51,7 +51,8 @@ def subscription(snapshot: Snapshot, _: Growth) -> Finding | None:
     """Check that the event subscription is open."""
     exporter = snapshot.exporter
     if exporter.broker_up:
-        return NOT_SUBSCRIBED.ok("the event subscription is open")
+        standby = ", and another exporter receives the events" if exporter.active is False else ""
+        return NOT_SUBSCRIBED.ok(f"the event subscription is open{standby}")
     if exporter.at - exporter.started < DISCOVERY_SECONDS:
         return None
     outage = exporter.outage or OutageView(exporter.started, "")

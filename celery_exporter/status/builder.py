@@ -47,6 +47,7 @@ def build(snapshot: Snapshot, growth: Growth, broker_url: str) -> Status:
             None if exporter.blocked is None else bool(exporter.blocked),
             exporter.outage.since if exporter.outage else None,
             short(exporter.outage.error) or None if exporter.outage else None,
+            exporter.active,
         ),
         findings=run_checks(snapshot, growth),
         workers=[_worker(worker) for worker in sorted(snapshot.workers, key=attrgetter("name"))],

@@ -90,6 +90,8 @@ def run_checks(snapshot: Snapshot, growth: Growth) -> list[Finding]:
     `growth` is what was counted up to the snapshot in the last minutes.
     """
     limits = THRESHOLD_CHECKS if can_receive_events(snapshot) else QUEUE_THRESHOLD_CHECKS
+    if snapshot.exporter.active is False:  # the active one checks these
+        limits = frozenset()
     checks = _applicable(snapshot) | limits
     return [finding for check in BY_CAUSE if check in checks and (finding := check(snapshot, growth))]
 
@@ -108,6 +110,8 @@ def _applicable(snapshot: Snapshot) -> frozenset[Check]:
         return _OF_FILES | {broker.transport, queues.queue_lengths}
     if not exporter.broker_up:
         return _OF_FILES | {broker.subscription}
+    if exporter.active is False:
+        return _OF_FILES | {broker.subscription, broker.publishers}
     if exporter.blocked:
         return _OF_FILES | {broker.subscription, broker.publishers, queues.queue_lengths}
     return CHECKS

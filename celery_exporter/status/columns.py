@@ -75,6 +75,8 @@ BROKER = (
     Column("Unacknowledged", "broker.unacked", "count", "Messages that workers hold (Redis only)."),
     Column("Uptime", "started", "ago", "Of the exporter."),
 )
+#: What a standby shows.
+STANDBY = "Standby: another exporter receives the events. These counts are of the time when this one did."
 #: When the status was made.
 AT = Column("", "at", "clock")
 #: When the event subscription was lost.
@@ -290,9 +292,9 @@ _TIMES = {
 
 
 def outage(status: Status) -> str:
-    """Return since when the event subscription is not open, and the broker's error; empty while it is."""
+    """Return why no events arrive: the broker's error, or that this is a standby; empty if they do."""
     if status.broker.down_since is None:
-        return ""
+        return STANDBY if status.broker.active is False else ""
     since = text(DOWN_SINCE, status, status.at)
     return f"Not open since {since} UTC: {status.broker.error or NO_ANSWER}"
 

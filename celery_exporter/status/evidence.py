@@ -202,6 +202,8 @@ def _subscription(facts: Facts) -> Iterator[str]:
         yield f"what workers do: {short(facts.exporter.no_events)}"
     elif not facts.exporter.broker_up:
         yield "what happened since the exporter lost its event subscription"
+    elif facts.exporter.active is False:
+        yield "what happened since another exporter receives the events: ask that one, too"
 
 
 def _clock(facts: Facts) -> Iterator[str]:

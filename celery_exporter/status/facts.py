@@ -17,7 +17,12 @@ _MAX_ERROR_LENGTH = 200
 def can_receive_events(snapshot: Snapshot) -> bool:
     """Return whether events can arrive; if not, a worker without events may be up."""
     exporter = snapshot.exporter
-    return exporter.broker_up and not exporter.blocked and not exporter.no_events
+    return (
+        exporter.broker_up
+        and not exporter.blocked
+        and not exporter.no_events
+        and exporter.active is not False
+    )
 
 
 def has_discovered(snapshot: Snapshot) -> bool:

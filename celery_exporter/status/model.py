@@ -41,6 +41,13 @@ class BrokerStatus(Struct, frozen=True):
     error: Annotated[
         str | None, Meta(description="Its own error since then, without passwords. Null before any.")
     ] = None
+    active: Annotated[
+        bool | None,
+        Meta(
+            description="Whether the broker sends events to this exporter, and not to another one on its "
+            "durable queue. Null without such a queue."
+        ),
+    ] = None
 
 
 class WorkerStatus(Struct, frozen=True):

@@ -54,6 +54,8 @@ NOT_RUN = {
 }
 #: Page → the test that runs its commands.
 TESTED_ELSEWHERE = {
+    "docs/how-to/relay.md": "tests/accuracy/test_relay.py",
+    "docs/how-to/standby.md": "tests/resilience/test_standby.py",
     "docs/reference/status-api.md": "test_docs.py",
     "docs/tutorials/getting-started.md": "test_getting_started.py",
 }

@@ -32,6 +32,7 @@ OTHER_FLAGS = {
     "prometheus": "--enable-feature",
     "pip": "--no-deps",
     "tests/mutants.sh": "--tests",
+    "thanos": "--query.replica-label",
     "py-spy": "--pid",
     "redis-cli": "--askpass --user",
     "other exporters": "--addr --listen-address --transport-options --tz --use-ssl --verbose",

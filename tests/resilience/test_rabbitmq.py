@@ -112,15 +112,6 @@ def test_queues_refused(app, rabbit_broker, watched):
             assert max(map(int, channels[1:])) <= 2, "a closed channel is reopened, and none stays behind"
 
 
-@pytest.mark.long
-def test_two_share_a_durable_queue(app, rabbit_broker, running, tmp_path):
-    """Each event reaches one of them. Both log this when the other is no old connection of theirs."""
-    first = app("--event-queue-durable")
-    second = running(Watched(tmp_path / "second", rabbit_broker.url, "--event-queue-durable")).connected()
-    for exporter in (first, second):
-        eventually(lambda exporter=exporter: "2 consumers share the queue" in exporter.text(), 45)
-
-
 @pytest.mark.parametrize(
     ("seconds", "replaced"), [(12, 0), pytest.param(60, 1, marks=pytest.mark.long)], ids=["", "a minute"]
 )

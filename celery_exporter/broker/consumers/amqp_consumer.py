@@ -4,13 +4,14 @@ kombu connects, declares and subscribes, so all of its options apply. Then the s
 reads, and messages are taken from the frames; every other frame goes to py-amqp. (py-amqp reads frame by
 frame, and closes the connection over a message whose properties it cannot read.)
 
-With --event-queue-durable the queue stays while the exporter is away, and a message leaves it when it was
-used; see `acknowledgements`. So no event is lost, and none counts twice.
+A durable queue (--event-queue-durable, --event-queue) stays while the exporter is away, and a message leaves
+it when it was used; see `acknowledgements`. So no event is lost, and none counts twice. The queue has a
+single active consumer: of several exporters, RabbitMQ serves the one that subscribed first, and the next one
+when that is gone. It tells none of them which one it is (rabbitmq.com/docs/consumers).
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,27 +24,34 @@ from amqp import spec
 from amqp.serialization import loads
 from kombu import Exchange, Queue
 
-from celery_exporter.broker.codecs import MAX_BODY
+from celery_exporter.broker.codecs import JSON, MAX_BODY
 from celery_exporter.broker.connection import BrokerError, Source, broker_errors, receive
-from celery_exporter.broker.consumers.acknowledgements import Acknowledgements
+from celery_exporter.broker.consumers.acknowledgements import RELAYED_LINES, Acknowledgements
 from celery_exporter.broker.consumers.amqp_frames import Frame, Frames
-from celery_exporter.broker.consumers.base import BaseConsumer, BatchFull, Mark, new_queue_name
-from celery_exporter.broker.message import UNREADABLE, Message
-
-log = logging.getLogger(__name__)
+from celery_exporter.broker.consumers.base import (
+    BATCH_MESSAGES,
+    BaseConsumer,
+    BatchFull,
+    Mark,
+    new_queue_name,
+)
+from celery_exporter.broker.message import EVENT_LINES, UNREADABLE, Message
+from celery_exporter.core.shards import Shard
 
 DURABLE_QUEUE = "celeryev.celery-exporter"
-#: Messages that the durable queue holds while the exporter is away: some gigabytes. The oldest are dropped.
+#: Messages that a durable queue holds while the exporter is away: some gigabytes. The oldest are dropped.
 DURABLE_QUEUE_LENGTH = 1_000_000
+#: The arguments of a durable queue.
+DURABLE_QUEUE_ARGUMENTS = {"x-max-length": DURABLE_QUEUE_LENGTH, "x-single-active-consumer": True}
 #: Messages that RabbitMQ sends ahead of their acknowledgement: several reads, so that none waits for it. With
 #: a state file the acknowledgement follows once a second, or when half of them wait for it.
 PREFETCH, PREFETCH_WITH_STATE = 2_000, 40_000
+#: Messages of a relay. Each line is remembered, and a message has those of one read of the relay.
+PREFETCH_OF_RELAYED = RELAYED_LINES // BATCH_MESSAGES
 #: How long `close` waits for the last acknowledgement. The whole process has 1.3 s to stop.
 CLOSE_TIMEOUT_SECONDS = 0.5
 #: Silence after which the queue is bound again: a deleted binding looks like silence.
 REBIND_SECONDS = 10.0
-#: RabbitMQ has noticed by then that an earlier connection of ours is dead.
-MAX_DEAD_CONNECTION_SECONDS = 30.0
 #: Distinct properties that are cached, one per kind of sender, and the longest that are.
 CACHED_PROPERTIES, MAX_CACHED_BYTES = 1_000, 500
 
@@ -54,12 +62,21 @@ _PROPERTIES = ((1 << 15, "s"), (1 << 14, "s"), (1 << 13, "F"))  # content type, 
 
 
 class AmqpConsumer(BaseConsumer):
-    """Consumes events from AMQP. See `EventConsumer`."""
+    """Consumes events from AMQP. See `EventConsumer`.
 
-    def __init__(self, source: Source, *, saves_state: bool = False) -> None:
+    `acks` are those of a queue that no relay has filled; None: the config says what kind of queue it is.
+    """
+
+    def __init__(
+        self, source: Source, *, saves_state: bool = False, acks: Acknowledgements | None = None
+    ) -> None:
         super().__init__(source)
-        prefetch = PREFETCH_WITH_STATE if saves_state else PREFETCH
-        self._acks = Acknowledgements(prefetch) if self._config.event_queue_durable else None
+        self._acks = acks
+        if acks is None and self._config.event_queue is not None:
+            self._acks = Acknowledgements(PREFETCH_OF_RELAYED, relayed=True)
+        elif acks is None and self._config.event_queue_durable:
+            self._acks = Acknowledgements(PREFETCH_WITH_STATE if saves_state else PREFETCH)
+        self.is_active = self._acks is None
         self._is_intact = False  # the last read ended without an error
         # Of the open connection: kombu's channel, py-amqp's connection and frame handler, and the socket.
         self._channel: Any = None
@@ -68,6 +85,7 @@ class AmqpConsumer(BaseConsumer):
         self._socket: Any = None
         self._frames = Frames(0)
         # Of the message whose frames are arriving.
+        self._is_decided = False  # whether it is active on this connection
         self._delivery: tuple[int, bool] = (0, False)  # delivery tag, redelivered
         self._properties = b""
         self._body: list[bytes] = []
@@ -76,14 +94,17 @@ class AmqpConsumer(BaseConsumer):
         # Signs of life.
         self._probed: int | None = None  # acknowledged when the probe was sent that has no reply yet
         self._is_alive = False
-        self._last_message = self._last_bound = self._last_alone = 0.0  # monotonic times
+        self._last_message = self._last_bound = 0.0  # monotonic times
 
     # -- subscription
 
     def _subscribe(self) -> None:
         self._start_connection()
         queue = self._event_queue()(self._channel)
-        queue.declare()
+        if self._config.event_queue is None:
+            queue.declare()
+        else:
+            queue.queue_declare(passive=True)
         if self._acks is not None:
             self._channel.basic_qos(0, self._acks.prefetch, a_global=False)
         queue.consume("", None, no_ack=self._acks is None)
@@ -91,6 +112,7 @@ class AmqpConsumer(BaseConsumer):
         transport = self._amqp.transport
         self._socket = transport.sock
         self._frames = Frames(self._amqp.frame_max, transport._read_buffer)  # noqa: SLF001  empty, mostly
+        self._send_probe()
 
     def _start_connection(self) -> None:
         self._channel = self._connection.default_channel
@@ -99,8 +121,8 @@ class AmqpConsumer(BaseConsumer):
         self._handle_by_amqp = self._amqp.on_inbound_frame
         self._amqp.on_inbound_frame = self._on_frame
         self._properties, self._body, self._missing_bytes, self._is_kept = b"", [], 0, True
-        self._probed, self._is_alive = None, False
-        self._last_message = self._last_bound = self._last_alone = time.monotonic()
+        self._probed, self._is_alive, self._is_decided = None, False, False
+        self._last_message = self._last_bound = time.monotonic()
         if self._acks is not None:
             self._acks.start_connection()
             self.mark = self._acks.mark
@@ -114,15 +136,13 @@ class AmqpConsumer(BaseConsumer):
             return Queue(
                 self._queue_name, exchange, routing_key="#", durable=False, exclusive=True, auto_delete=True
             )
-        self._queue_name = DURABLE_QUEUE
+        self._queue_name = self._config.event_queue or durable_queue(self._config.shard)
         return Queue(
             self._queue_name,
             exchange,
             routing_key="#",
             durable=True,
-            max_length=DURABLE_QUEUE_LENGTH,
-            # The newest consumer is served first, so a dead connection keeps nothing back.
-            consumer_arguments={"x-priority": int(10 * time.time()) % 2**31},
+            queue_arguments=DURABLE_QUEUE_ARGUMENTS,
         )
 
     def read(self, timeout: float) -> list[Message]:
@@ -173,8 +193,9 @@ class AmqpConsumer(BaseConsumer):
         if method != spec.Basic.Deliver or channel != self._channel.channel_id:
             if self._probed is not None and method in _PROBE_REPLIES:
                 self._on_probe_reply()
-                if method == spec.Queue.DeclareOk:
-                    self._check_consumers(*unpack_from(">I", data, len(data) - 4))
+                if method == spec.Queue.DeclareOk and self._acks is not None:
+                    (consumers,) = unpack_from(">I", data, len(data) - 4)
+                    self._on_consumers(consumers)
             return self._handle_by_amqp(frame)
         self._amqp.bytes_recv += 1
         if kind == _METHOD:
@@ -194,11 +215,18 @@ class AmqpConsumer(BaseConsumer):
     def _on_message(self, body: bytes) -> None:
         self._last_message = time.monotonic()
         self._is_alive = True
-        if self._acks is not None:
-            tag, redelivered = self._delivery
-            if not self._acks.deliver(tag, body, redelivered=redelivered):
-                return
-        self._add(_message(self._properties, body))
+        message = _message(self._properties, body)
+        if self._acks is None:
+            self._add(message)
+            return
+        self.is_active = self._is_decided = True
+        tag, redelivered = self._delivery
+        has_lines = self._acks.is_relayed and message.content_type == EVENT_LINES
+        for part in _lines(message) if has_lines else [message]:
+            if self._acks.deliver(tag, part.body, redelivered=redelivered):
+                self._batch.append(part)
+                self._batch_bytes += len(part.body)
+        self._check_full()
 
     # -- signs of life
 
@@ -215,7 +243,9 @@ class AmqpConsumer(BaseConsumer):
             return
         self._probed = self._acks.acknowledged if self._acks is not None else 0
         now = time.monotonic()
-        if now < max(self._last_message, self._last_bound) + REBIND_SECONDS:
+        is_bound = now < max(self._last_message, self._last_bound) + REBIND_SECONDS
+        # A standby receives nothing, and has to know the number of consumers.
+        if is_bound or not self.is_active or self._config.event_queue is not None:
             self._send(spec.Queue.Declare, "BsbbbbbF", 0, self._queue_name, 1, 0, 0, 0, 0, {})  # passive
         else:
             self._last_bound = now
@@ -227,16 +257,22 @@ class AmqpConsumer(BaseConsumer):
             self._acks.confirm(self._probed or 0)
         self._probed, self._is_alive = None, True
 
-    def _check_consumers(self, consumers: int) -> None:
-        """Log a warning, once per connection, when another consumer takes a part of the events."""
-        now = time.monotonic()
-        if consumers < 2:
-            self._last_alone = now
-        elif now > self._last_alone + MAX_DEAD_CONNECTION_SECONDS:
-            log.warning("%d consumers share the queue %s: events are missing", consumers, self._queue_name)
-            self._last_alone = float("inf")
+    def _on_consumers(self, consumers: int) -> None:
+        """Decide whether it is the active one of the consumers of a durable queue; it remains that.
+
+        Who is alone is active, and so is who receives a message. Of two that subscribed at the same time, the
+        first message decides.
+        """
+        if consumers == 1 or not self._is_decided:
+            self.is_active = consumers == 1
+        self._is_decided = True
 
     # -- the durable queue
+
+    @property
+    def duplicates(self) -> int:
+        """Return how many messages were dropped, since they had been received before."""
+        return 0 if self._acks is None else self._acks.duplicates
 
     def release(self, mark: Mark) -> None:
         """Let the queue delete the messages up to this mark, at the next read."""
@@ -275,8 +311,19 @@ class AmqpConsumer(BaseConsumer):
         self._channel.send_method(method, types, values)
 
 
+def durable_queue(shard: Shard | None) -> str:
+    """Return the name of the queue of --event-queue-durable."""
+    return DURABLE_QUEUE if shard is None else f"{DURABLE_QUEUE}.{shard.index}-of-{shard.count}"
+
+
 def _ignore(_: Frame) -> None:
     pass
+
+
+def _lines(message: Message) -> list[Message]:
+    """Return the messages that a relay has joined."""
+    lines = message.body.split(b"\n", BATCH_MESSAGES - 1)  # a relay sends no more of them
+    return [Message(line, JSON, "utf-8") for line in lines]
 
 
 def _message(properties: bytes, body: bytes) -> Message:

@@ -40,13 +40,20 @@ Mark = tuple[int, int]
 class EventConsumer(Protocol):
     """A subscription to the event exchange. One thread uses it, except where a method says otherwise.
 
-    `last_alive` is the monotonic time of the newest sign of life. `mark` is the position up to which messages
-    of a durable queue were read, None for any other queue. A durable queue deletes a message when it is
+    `last_alive` is the monotonic time of the newest sign of life. `is_active` says whether the broker sends
+    events here: of the consumers of a durable queue, it sends them to one. `mark` is the position up to which
+    messages of a durable queue were read, None for any other queue, and `duplicates` the number of messages
+    that were dropped because they had been received before. A durable queue deletes a message when it is
     released; without one, `release` and the methods after it do nothing.
     """
 
     last_alive: float
+    is_active: bool
     mark: Mark | None
+
+    @property
+    def duplicates(self) -> int:
+        """Return how many messages were dropped, since they had been received before. For any thread."""
 
     def open(self) -> None:
         """Connect and subscribe; also after `close`. Raises BrokerError."""
@@ -89,6 +96,7 @@ class BaseConsumer(ABC):
 
     def __init__(self, source: Source) -> None:
         self.last_alive = 0.0
+        self.is_active = True
         self.mark: Mark | None = None
         self._source = source
         self._config = source.current()  # of the open connection
@@ -136,6 +144,11 @@ class BaseConsumer(ABC):
     def close(self) -> None:
         """Unsubscribe and close the connection. Raises nothing."""
         close_quietly(self._connection)
+
+    @property
+    def duplicates(self) -> int:
+        """Return 0: no other queue redelivers messages."""
+        return 0
 
     def release(self, mark: Mark) -> None:  # noqa: B027  what follows is for a durable queue
         """Do nothing: only a durable queue keeps messages."""
@@ -195,6 +208,10 @@ class BaseConsumer(ABC):
         """Add a message to the batch; raise BatchFull if it was the last one."""
         self._batch.append(message)
         self._batch_bytes += len(message.body)
+        self._check_full()
+
+    def _check_full(self) -> None:
+        """Raise BatchFull if the batch has as many messages, or bytes, as one read may return."""
         if len(self._batch) >= BATCH_MESSAGES or self._batch_bytes >= BATCH_BYTES:
             raise BatchFull
 

@@ -748,6 +748,21 @@ EXPORTER_ROWS = [
         example="increase(celery_exporter_reconnects_total[1h]) > 3",
     ),
     _self(
+        "active",
+        "gauge",
+        "1 if the broker sends events to this exporter, 0 if it is a standby of another one.",
+        attrgetter("exporter.active"),
+        absent="There is no durable event queue, so all exporters get all events.",
+        example="sum(celery_exporter_active) != 1",
+    ),
+    _self(
+        "messages_duplicate_total",
+        "counter",
+        "Messages that a durable event queue delivered again, and that were dropped.",
+        attrgetter("exporter.duplicates"),
+        example="increase(celery_exporter_messages_duplicate_total[1h])",
+    ),
+    _self(
         "tasks_tracked",
         "gauge",
         "Unfinished tasks in memory.",

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from celery_exporter.status.columns import KINDS, outage
+from celery_exporter.status.columns import KINDS, STANDBY, outage
 from celery_exporter.status.finding import problems
 from celery_exporter.web.pages.cells import moment
 from celery_exporter.web.pages.problems import worst
@@ -66,7 +66,7 @@ _FRAME = """<!doctype html>
 <p id="fresh">As of {at} <span class="zone">UTC</span>.<span id="why" role="status"></span>
 <button type="button" id="pause" hidden>Pause</button></p>
 </div>
-<p id="outage">{outage}</p>
+<p id="outage"{outage_class}>{outage}</p>
 {main}</main>
 <p id="copied" role="status"></p>
 <footer><nav aria-label="Other pages"><a href="{root}runbooks">Runbooks of the alerts</a>
@@ -116,6 +116,7 @@ def frame(data: Any, main: str, place: Place) -> str:
         heading=escape(heading),
         at=moment(data.at, KINDS["clock"](data.at, 0.0)).replace("<time", '<time id="at"', 1),
         outage=escape(outage(data)),
+        outage_class=' class="standby"' if outage(data) == STANDBY else "",
         main=main,
     )
 

@@ -4,6 +4,8 @@
 // Searches for single tasks cost more than the status, which all pages share.
 const SEARCH_MS = 10000, MAX_SEARCH_MS = 60000, SEARCH_FACTOR = 200;
 const REFRESH_MS = 2000, MIN_CHART_MS = 5000, MAX_CHART_MS = 60000, TIMEOUT_MS = 8000;
+const STANDBY =
+  "Standby: another exporter receives the events. These counts are of the time when this one did.";
 const SEVERITIES = ["critical", "warning"];
 const { source, page, single } = document.body.dataset;
 const pause = byId("pause");
@@ -34,8 +36,8 @@ function showProblems({ findings, broker }) {
   byId("findings")?.replaceChildren(...(count ? problems.map(findingItem) : [none]));
 }
 
-function outage({ down_since: since, error }) {
-  if (since === null) return "";
+function outage({ down_since: since, error, active }) {
+  if (since === null) return active === false ? STANDBY : "";
   return `Not open since ${clock(since)} ${zone}: ${error ?? "the broker has not answered yet"}`;
 }
 
@@ -50,6 +52,7 @@ function show(data) {
   showProblems(data);
   showTime(data.at);
   byId("outage").textContent = outage(data.broker);
+  byId("outage").classList.toggle("standby", outage(data.broker) === STANDBY);
   byId("exporter").textContent = data.exporter_version;
   for (const fact of document.querySelectorAll("#facts dd")) {
     const after = fact.cloneNode();

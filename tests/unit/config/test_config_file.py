@@ -123,8 +123,8 @@ def test_equal_sections_are_given_equally(path):
             "brokers.b: 'x' is that of brokers.a",
         ),
         (
-            "broker_url: amqp://\nshard: 0/2\nevent_queue_durable: true",
-            "--shard: got '0/2', and shards cannot",
+            "broker_url: amqp://\nevent_queue: mine\nevent_queue_durable: true",
+            "--event-queue: got --event-queue-durable, too",
         ),
         ("broker_url: redis://\nshard: 2/2", "shard: got '2/2'; it takes I/N, such as 0/4"),
         ("broker_url: redis://\nshard: '2'", "shard: got '2'; it takes I/N, such as 0/4"),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from unittest.mock import ANY
 
 import pytest
 from harness.configs import monitor_config
+from msgspec import structs
+from prometheus_client.parser import text_string_to_metric_families as parse
 
 from celery_exporter.config.loader import load
 from celery_exporter.core import cluster
 from celery_exporter.core.aggregates import Aggregates
+from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
@@ -29,6 +33,7 @@ from unit.core.cluster_driver import (
     succeeded,
 )
 from unit.persistence.test_state import restarted
+from unit.test_golden_replay import RECORDING, read, replay
 
 URL = "redis://127.0.0.1:1/0"
 NATIVE, BOTH = ("native",), ("native", "flower")
@@ -287,3 +292,27 @@ def test_names_in_a_state_file_are_renamed_only_if_the_rules_for_names_changed(c
     """Applying a rule twice could change a name twice."""
     before, after = (naming_of(monitor_config(URL, **options)) for options in ({}, changed))
     assert ((before.tasks, before.queues) != (after.tasks, after.queues)) == renamed
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_standby_has_the_counters_of_an_active_replica_and_no_gauges_of_the_cluster(profile):
+    """The active replica shows the gauges; both counted a part of the events."""
+    selection = select((profile,), MetricOptions())
+    whole = replay(read(RECORDING), selection)
+    families = {
+        active: {family.name: family.samples for family in parse(of_replica(selection, whole, active))}
+        for active in (None, True, False)
+    }
+    assert {**families[None], "celery_exporter_active": ANY} == families[True]
+    kinds = {row.full_name("celery_").removesuffix("_total"): row.type for row in selection.rows}
+    for name, samples in families[None].items():
+        is_own = name == "celery_broker_up" or name.startswith("celery_exporter_")
+        expected = [] if kinds[name] == "gauge" and not is_own else samples
+        if name != "celery_exporter_active":
+            assert families[False][name] == expected, name
+
+
+def of_replica(selection: Selection, snapshot: Snapshot, active: bool | None) -> str:
+    exporter = structs.replace(snapshot.exporter, active=active)
+    text = Exposition(selection.rows).render(structs.replace(snapshot, exporter=exporter)).decode()
+    return text.partition("# HELP process_")[0]

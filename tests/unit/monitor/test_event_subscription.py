@@ -22,6 +22,8 @@ class FailingConsumer:
     """A consumer that fails at the second read; the first one returns messages if `has_messages`."""
 
     mark = None
+    is_active = True
+    duplicates = 0
 
     def __init__(self, *, has_messages: bool) -> None:
         self.last_alive = 0.0

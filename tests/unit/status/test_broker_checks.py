@@ -38,6 +38,14 @@ def test_a_subscription_that_is_not_open(outage, message):
     assert "subscription" not in findings(**{**values, "started": T0 + 99})
 
 
+def test_a_standby_checks_only_its_subscription():
+    """It does not know what workers and tasks do."""
+    active, standby = (findings(*heartbeats(), active=active) for active in (True, False))
+    assert active["subscription"].message == "the event subscription is open"
+    assert standby.keys() == {"subscription"} < active.keys()
+    assert standby["subscription"].message.endswith("open, and another exporter receives the events")
+
+
 def test_events_in_a_serializer_that_is_not_accepted():
     driver = ClusterDriver()
     now = T0 + driver.now

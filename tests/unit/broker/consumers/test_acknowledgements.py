@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.broker.consumers.acknowledgements import MEMORY_PREFETCHES, Acknowledgements
+from celery_exporter.broker.consumers.acknowledgements import (
+    MEMORY_PREFETCHES,
+    RELAYED_LINES,
+    Acknowledgements,
+)
 
 PREFETCH = 10
 
@@ -79,3 +83,59 @@ def test_the_number_of_unconfirmed_messages_is_bounded():
     for number in range(20 * PREFETCH):
         delivered(acks, 1, b"%d" % number)
     assert len(acks.unconfirmed(acks.mark)) <= MEMORY_PREFETCHES * PREFETCH + 1
+
+
+# -- messages of a relay -------------------------------------------------------------------------------------
+
+
+def relayed(acks: Acknowledgements, *bodies: bytes) -> list[bool]:
+    """Deliver new messages on the connection; return which of them were not dropped."""
+    tag = acks.mark[1]
+    is_new = [acks.deliver(tag + n, body, redelivered=False) for n, body in enumerate(bodies, 1)]
+    acks.end_read()
+    return is_new
+
+
+@pytest.fixture
+def of_relay() -> Acknowledgements:
+    """Return what acknowledges messages of a relay, with an open connection."""
+    acks = Acknowledgements(PREFETCH, relayed=True)
+    acks.start_connection()
+    return acks
+
+
+def test_a_message_that_is_relayed_again_is_used_once(of_relay):
+    assert relayed(of_relay, b"a", b"a", b"b") == [True, False, True]
+    of_relay.start_connection()
+    assert relayed(of_relay, b"b", b"c") == [False, True]
+    assert of_relay.duplicates == 2
+
+
+def test_a_message_without_a_relay_may_have_the_bytes_of_another_one():
+    acks = Acknowledgements(PREFETCH)
+    acks.start_connection()
+    assert relayed(acks, b"a", b"a") == [True, True]
+
+
+def test_a_relayed_message_that_was_not_used_is_new(of_relay):
+    of_relay.deliver(1, b"a", redelivered=False)  # and the connection is lost before the read ends
+    of_relay.start_connection()
+    assert relayed(of_relay, b"a") == [True]
+
+
+def test_the_next_process_knows_what_is_in_the_state_file(of_relay):
+    relayed(of_relay, b"old")
+    of_relay.start_connection()
+    relayed(of_relay, b"saved")
+    mark = of_relay.mark
+    relayed(of_relay, b"not saved")
+    after = Acknowledgements(PREFETCH, relayed=True)
+    after.expect_again(of_relay.unconfirmed(mark))
+    after.start_connection()
+    assert relayed(after, b"old", b"saved", b"not saved") == [False, False, True]
+
+
+def test_so_many_relayed_messages_are_remembered(of_relay):
+    bodies = [b"%d" % number for number in range(RELAYED_LINES)]
+    relayed(of_relay, *bodies)
+    assert relayed(of_relay, bodies[0], b"one more", bodies[0]) == [False, True, True]

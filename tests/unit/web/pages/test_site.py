@@ -468,6 +468,12 @@ def test_the_pages_of_a_broker_that_is_down_say_why_and_since_when():
         assert '<p id="outage"></p>' in html(status(), path)
 
 
+def test_the_pages_of_a_standby_say_so():
+    standby = msgspec.structs.replace(statuses.broker(), active=False)
+    assert '<p id="outage" class="standby">Standby: another exporter' in html(status(broker=standby))
+    assert '<p id="outage"></p>' in html(status(broker=msgspec.structs.replace(standby, active=True)))
+
+
 def test_without_charts_a_page_has_no_section_for_them():
     page = site.OVERVIEW
     assert 'id="charts"' not in site.html(page, status(), None, Query(main="tasks"))

@@ -1,0 +1,99 @@
+"""Two exporters on one durable queue: one is active, and the other one takes over when that is gone."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+from harness.events import publish_events
+from harness.exporter import SCRAPER
+from harness.waiting import eventually, until_equal
+
+from resilience.availability_contract import Watched
+from resilience.test_durable import STATES, Traffic
+
+#: Messages that count twice at most after a kill: what was saved, and not acknowledged yet.
+MAX_REPEATED_TASKS = 400
+
+
+@pytest.fixture
+def pair(running, rabbit_broker, tmp_path):
+    """Return two exporters with one durable queue and a state file each; the first one is active."""
+    replicas = [
+        Watched(
+            tmp_path / name,
+            rabbit_broker.url,
+            *("--event-queue-durable", "--state-file", str(tmp_path / f"{name}-state")),
+        )
+        for name in ("first", "second")
+    ]
+    for replica in replicas:
+        running(replica).connected()
+    until_equal(lambda: [is_active(replica) for replica in replicas], [True, False], 20)
+    return replicas
+
+
+def is_active(replica):
+    return replica.value("celery_exporter_active") == 1
+
+
+def counted(replica):
+    """Return the counted transitions by state, of those that are in the state file."""
+    samples = replica.samples(SCRAPER)
+    return {state: samples.total("celery_tasks_total", state=state) for state in STATES}
+
+
+def test_a_standby_shows_no_gauges_of_the_cluster(pair, rabbit_broker):
+    now = time.time()
+    heartbeat = {"type": "worker-heartbeat", "hostname": "w@box", "timestamp": now, "freq": 2.0, "active": 1}
+    received = {"type": "task-received", "hostname": "w@box", "timestamp": now, "uuid": "a", "name": "open"}
+    active, standby = pair
+    publish_events(rabbit_broker.url, heartbeat, received)
+    gauges = ("celery_worker_up", "celery_queue_length", "celery_tasks_in_flight")
+    eventually(lambda: set(gauges) <= {name for name, _ in active.samples()}, 20)
+    samples = standby.samples()
+    assert not set(gauges) & {name for name, _ in samples}
+    assert samples.value("celery_exporter_active") == 0
+    assert samples.value("celery_broker_up") == 1
+    assert standby.is_ready()
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.long)], ids=["", "20 kills"])
+def test_the_active_one_is_killed(running, pair, rabbit_broker, kills):
+    """No event is lost, and no counter of a replica falls."""
+    stream = Traffic(rabbit_broker.url)
+    stream.start()
+    shown = [counted(replica) for replica in pair]
+    rng = random.Random(kills)
+    for _ in range(kills):
+        active = eventually(lambda: next((replica for replica in pair if is_active(replica)), None), 30)
+        before = active.successes()
+        eventually(lambda active=active, before=before: active.successes() > before + rng.randrange(200), 30)
+        shown[pair.index(active)] = counted(active)
+        active.kill()
+        running(active).connected()
+        for replica, earlier in zip(pair, shown, strict=True):
+            now = counted(replica)
+            assert all(now[state] >= earlier[state] for state in STATES), (earlier, now)
+    tasks = stream.end()
+    eventually(lambda: all(total >= tasks for total in totals(pair).values()), 30)
+    assert max(totals(pair).values()) <= tasks + kills * MAX_REPEATED_TASKS
+
+
+def totals(pair):
+    """Return the sums over both replicas."""
+    first, second = map(counted, pair)
+    return {state: first[state] + second[state] for state in STATES}
+
+
+def test_the_active_one_stops(running, pair, rabbit_broker):
+    """Nothing counts twice if it ends by a signal."""
+    stream = Traffic(rabbit_broker.url)
+    stream.start()
+    for replica in pair:
+        eventually(lambda replica=replica: is_active(replica) and replica.successes() > 50, 30)
+        replica.stop_cleanly()
+        running(replica).connected()
+    tasks = stream.end()
+    until_equal(lambda: totals(pair), dict.fromkeys(STATES, tasks), 30)
