@@ -31,7 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.event_stream import START, Cluster, Form, make_events, pack_messages, record
 from celery_exporter.broker.codecs import JSON
-from celery_exporter.broker.consumers.base import BatchFull
+from celery_exporter.broker.consumers.base import BATCH_MESSAGES, BatchFull
 from celery_exporter.broker.consumers.redis_consumer import FEED_BYTES, RedisConsumer
 from celery_exporter.broker.message import Message, events_of
 from celery_exporter.broker.source import ConfigSource
@@ -39,7 +39,7 @@ from celery_exporter.config.loader import load
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import SWEEP_SECONDS
 from celery_exporter.core.cluster import Cluster as Cluster_
-from celery_exporter.core.events import Event
+from celery_exporter.core.events import Event, decode
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.types import Timestamp
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
@@ -47,6 +47,7 @@ from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, Selection, select
 from celery_exporter.monitor.monitor import Monitor
+from celery_exporter.relay.split import EVERY_SHARD, split
 from celery_exporter.runtime import malloc
 from celery_exporter.sinks.factory import pushers_for
 
@@ -331,11 +332,31 @@ def history_once(messages: list[bytes], name: str) -> dict[str, float]:
 def shards(tasks: int) -> dict[str, float]:
     """Return the us of an event in one shard of N, the best of some rounds."""
     messages = bodies(Cluster(tasks=tasks))
-    options = {str(count): {"shard": f"0/{count}"} for count in SHARDS}
-    rounds = [
-        {count: shard_once(messages, chosen) for count, chosen in options.items()} for _ in range(SCRAPES)
+    return {str(count): in_shard(messages, count) for count in SHARDS}
+
+
+def in_shard(messages: list[bytes], count: int) -> float:
+    """Return the us of an event of the cluster in shard 0, which gets all messages."""
+    return best_of_shard(messages, messages, count)
+
+
+def shard_behind_relay(messages: list[bytes], count: int) -> float:
+    """Return the us of an event of the cluster in shard 0, which gets its own events of all messages."""
+    reads = [messages[start : start + BATCH_MESSAGES] for start in range(0, len(messages), BATCH_MESSAGES)]
+    own = [
+        line
+        for read in reads
+        for part in split(map(Message, read), count)
+        for line in part.message.body.split(b"\n")
+        if part.shard in {"0", EVERY_SHARD}
     ]
-    return {count: min(round_[count] for round_ in rounds) / (4 * tasks) * 1e6 for count in options}
+    return best_of_shard(messages, own, count)
+
+
+def best_of_shard(messages: list[bytes], own: list[bytes], count: int) -> float:
+    """Return the us of an event of all messages in shard 0, which gets its own ones."""
+    events = sum(len(decode(message)) for message in messages)
+    return min(shard_once(own, {"shard": f"0/{count}"}) for _ in range(SCRAPES)) / events * 1e6
 
 
 def shard_once(messages: list[bytes], options: dict[str, str]) -> float:

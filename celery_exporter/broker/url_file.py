@@ -16,17 +16,18 @@ def is_url(text: str) -> bool:
     return re.match(r"[\w+.:]+://", text) is not None
 
 
-def url_from_file(path: Path) -> str:
-    """Return the broker URL in a file. Raises BadSettingError, whose text has none of the content."""
+def url_from_file(path: Path, option: str = "--broker-url-file") -> str:
+    """Return the broker URL in the file of an option.
+
+    Raises BadSettingError, whose text has none of the content.
+    """
     try:
         with path.open() as file:
             url = file.read(MAX_URL_LENGTH).strip()
     except OSError as error:
-        raise BadSettingError(f"--broker-url-file: cannot read {str(path)!r}: {error.strerror}") from None
+        raise BadSettingError(f"{option}: cannot read {str(path)!r}: {error.strerror}") from None
     except ValueError:  # not UTF-8, or a NUL in the path
         url = ""
     if not is_url(url):
-        raise BadSettingError(
-            f"--broker-url-file: {str(path)!r} holds no URL; it takes one URL and nothing else"
-        )
+        raise BadSettingError(f"{option}: {str(path)!r} holds no URL; it takes one URL and nothing else")
     return url

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import click
+from msgspec import structs
 
 from celery_exporter.cli.common import (
     EXIT_FAILED,
@@ -22,6 +23,7 @@ from celery_exporter.cli.common import (
     unblock_signals,
 )
 from celery_exporter.cli.params import Number, Sections, parameter
+from celery_exporter.config import parsers
 from celery_exporter.config.loader import load, load_listen
 from celery_exporter.config.options import OPTIONS, SINK_GROUPS
 from celery_exporter.config.otel_variables import without_opentelemetry
@@ -92,6 +94,12 @@ Examples:
   celery-exporter replay events.gz --broker-url redis://127.0.0.1:6379/1
   celery-exporter replay events.gz --speed 10 --broker-url redis://127.0.0.1/1
   celery-exporter replay events.gz --fast --broker-url amqp://127.0.0.1/test
+""",
+    "relay": """\b
+Examples:
+  celery-exporter relay --shards 4 --broker-url amqp://me:secret@rabbit//
+  celery-exporter relay --shards 4 --broker-url-file /run/secrets/broker \\
+    --to amqp://me:secret@rabbit-for-events//
 """,
     "find": """\b
 Examples:
@@ -226,6 +234,26 @@ def _replay(settings: BrokerSettings, file: str, speed: float | None, *, fast: b
     return 0 if is_complete else EXIT_USAGE
 
 
+def _relay(settings: BrokerSettings, to: str | None, to_file: Path | None, shards: int) -> int:
+    """Give each shard only its own events.
+
+    Consumes all events of a cluster from a durable queue, and publishes them to a queue for each shard, which
+    an exporter reads with --shard I/N and --event-queue. RabbitMQ only. This is the one command that declares
+    queues and publishes to them; it prints their names.
+    """
+    from celery_exporter.broker.url_file import url_from_file  # noqa: PLC0415  only this command needs it
+    from celery_exporter.relay.command import relay  # noqa: PLC0415
+
+    if to and to_file:
+        raise BadSettingError("--to and --to-file: got both; use one of the two")
+    source = target = settings.monitor.broker
+    if to or to_file:
+        url = url_from_file(to_file, "--to-file") if to_file else to
+        target = structs.replace(source, broker_url=url, broker_url_file=to_file)
+    relay(source, target, shards, ended=stop_condition(None), say=print_progress)
+    return 0
+
+
 def _doctor(
     settings: BrokerSettings, seconds: float, prometheus: str | None, management: str | None, *, json: bool
 ) -> int:
@@ -301,6 +329,24 @@ _REPLAY = _broker_command(
         ["--speed"], type=Number(0, min_open=True), help="Speed, as a multiple of the recorded speed."
     ),
     click.Option(["--fast"], is_flag=True, help="Publish as fast as possible."),
+)
+_RELAY = _broker_command(
+    "relay",
+    _relay,
+    click.Option(
+        ["--to"],
+        metavar="URL",
+        help="RabbitMQ with the queues of the shards. [default: the broker of the events]",
+    ),
+    click.Option(["--to-file"], type=click.Path(path_type=Path), help="A file with this URL, instead."),
+    click.Option(
+        ["--shards"],
+        metavar="N",
+        type=click.IntRange(1, parsers.MAX_SHARDS),
+        required=True,
+        help="Number of shards.",
+    ),
+    keys=_BROKER_OPTIONS | {"retry_interval"},
 )
 _DOCTOR = _broker_command(
     "doctor",
@@ -503,6 +549,7 @@ COMMANDS: tuple[click.Command, ...] = (
     demo,
     _RECORD,
     _REPLAY,
+    _RELAY,
     _DOCTOR,
     _TOP,
     _FIND,

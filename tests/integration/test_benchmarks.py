@@ -13,9 +13,10 @@ from harness.waiting import eventually
 from benchmarks import chart, floor
 from benchmarks.__main__ import PAGE, inside, write
 from benchmarks.brokers import Rabbit, Redis, due, replay
+from benchmarks.capacity import relay_all
 from benchmarks.contenders import Floor
 from benchmarks.event_stream import START, Cluster, EventStream, Form, make_events, record
-from benchmarks.inside import OPEN
+from benchmarks.inside import OPEN, bodies, shard_behind_relay
 from benchmarks.measure import Attempt, search
 from benchmarks.table import Row, Target, draw, draw_row
 from celery_exporter.broker.connection import READ_BYTES
@@ -162,3 +163,10 @@ def test_write_puts_a_report_into_the_page_and_short_summarises_it(tmp_path):
     assert costs.short(page.read_text()).count("\n") == 7
     write(page, f"2027-01-01, another machine\n\n{draw([])}")
     assert "What it printed on 2027-01-01 (" in page.read_text()
+
+
+def test_the_capacity_of_a_relay_and_its_shards_is_measured(rabbit_server, tmp_path):
+    measured = relay_all(tmp_path / "relay", rabbit_server, 2, 100)
+    assert min(measured) > 0
+    own = shard_behind_relay(bodies(Cluster(tasks=100)), 2)
+    assert 0 < own < 1_000

@@ -1,0 +1,40 @@
+"""Several exporters that are asked as if they were one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.exporter import Exporter, Response, Samples
+
+from celery_exporter.core.shards import Shard
+
+
+class Shards:
+    """Several exporters, and the sums of their samples, as Prometheus adds up the targets of a job."""
+
+    def __init__(self, exporters: list[Exporter]) -> None:
+        self.exporters = exporters
+
+    def alive(self) -> bool:
+        """Return whether all run."""
+        return all(exporter.alive() for exporter in self.exporters)
+
+    def connected(self) -> None:
+        """Wait until all receive events."""
+        for exporter in self.exporters:
+            exporter.connected()
+
+    def get(self, path: str = "/metrics", *arguments: Any, **options: Any) -> Response:
+        """Request a page about a task, whose uuid is the end of the path, from its shard."""
+        uuid = path.rpartition("/")[2]
+        shards = (Shard(index, len(self.exporters)) for index in range(len(self.exporters)))
+        index = next(shard.index for shard in shards if shard.has(uuid))
+        return self.exporters[index].get(path, *arguments, **options)
+
+    def samples(self, **_: Any) -> Samples:
+        """Return the sum of each series."""
+        total = Samples()
+        for exporter in self.exporters:
+            for series, value in exporter.samples().items():
+                total[series] = total.get(series, 0.0) + value
+        return total

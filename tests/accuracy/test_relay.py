@@ -1,0 +1,71 @@
+"""The sums over shards behind a relay, of which each receives only its own events, are exact."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.broker_marks import on_rabbitmq
+from harness.exporter import Exporter
+from harness.relay import Relay, shard_arguments
+
+from .jobs import BACK_OFF, KILLED, LATER, PLAIN, send_shuffled
+from .scene import FULL, Scene, size
+from .shards import Shards
+
+CELERY = ("celery",)
+
+
+def start(scene: Scene, tmp_path: Path, running: Any, count: int) -> tuple[Relay, list[Exporter]]:
+    """Start a relay and the shards behind it, which have state files."""
+    relay = Relay(tmp_path / "relay", scene.broker.url, count)
+    running(relay)
+    exporters = [
+        Exporter(
+            tmp_path / f"shard-{index}",
+            scene.broker.url,
+            *("--task-labels", "queue_name,worker", "--state-file", "state"),
+            *shard_arguments(index, count),
+        )
+        for index in range(count)
+    ]
+    running(*exporters)
+    scene.exporter = Shards(exporters)  # type: ignore[assignment]
+    return relay, exporters
+
+
+@on_rabbitmq
+@pytest.mark.parametrize("count", [1, 2, 4, 8] if FULL else [2])
+def test_shards_behind_a_relay(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
+    _, exporters = start(scene, tmp_path, running, count)
+    scene.start(scene.make_worker("one@test", concurrency=2), scene.make_worker("two@test", concurrency=1))
+    send_shuffled(scene, (*PLAIN, *LATER, *BACK_OFF, *KILLED), CELERY)
+    scene.await_ends()
+    samples = scene.assert_exact()
+    assert samples.by("celery_worker_up", "worker") == {("one@test",): 0.0, ("two@test",): 0.0}
+    parts = [exporter.total("celery_tasks_total", state="SUCCESS") for exporter in exporters]
+    assert min(parts) > 0, "each shard has tasks"
+
+
+@on_rabbitmq
+@pytest.mark.parametrize("count", [1, 2, 4, 8] if FULL else [2])
+def test_relay_and_shards_are_killed(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
+    """Two relays and the shards are killed in turn under load. No event is lost, and none counts twice."""
+    first, exporters = start(scene, tmp_path, running, count)
+    relays = (first, Relay(tmp_path / "second", scene.broker.url, count))
+    running(relays[1])
+    scene.start(scene.make_worker("one@test", pool="threads", concurrency=4))
+    kills, tasks = size(3, 20), size(150, 300)
+    shards = itertools.cycle(exporters)
+    for killed in range(kills):
+        scene.send("tasks.succeed", 0.02, times=tasks)
+        scene.await_total(killed * tasks + tasks // 3, "SUCCESS")
+        relay, shard = relays[killed % 2], next(shards)
+        relay.kill()
+        shard.kill()
+        running(relay, shard)
+    scene.await_ends()
+    scene.exporter.connected()
+    scene.assert_exact()
