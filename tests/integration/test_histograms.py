@@ -4,11 +4,13 @@ import math
 import random
 import statistics
 import time
+from collections.abc import Iterator
 
 import pytest
 from fuzz.batches import AWKWARD
 from harness.broker_marks import on_redis
 from harness.events import publish_events
+from harness.processes import free_port, side_by_side
 from harness.servers import PROMETHEUSES, Prometheus
 from harness.waiting import eventually, until_equal
 
@@ -19,12 +21,12 @@ METRIC = "celery_task_runtime_seconds"
 RUNTIME = 'celery_task_runtime_seconds{task_name="made.up"}'
 
 
-def task_events(runtimes: list[float]) -> list[dict]:
+def task_events(runtimes: list[float], task_name: str = "made.up") -> list[dict]:
     """Return the events of tasks with these runtimes in seconds."""
     now = time.time()
     worker = {"hostname": "w@box", "pid": 1, "timestamp": now}
     client = {"hostname": "client@box", "pid": 2, "timestamp": now}
-    name = {"name": "made.up", "queue": "made", "retries": 0}
+    name = {"name": task_name, "queue": "made", "retries": 0}
     return [
         event
         for number, runtime in enumerate(runtimes)
@@ -38,23 +40,39 @@ def task_events(runtimes: list[float]) -> list[dict]:
     ]
 
 
-@pytest.fixture(params=PROMETHEUSES, ids=lambda server: server.__name__)
-def scrape(request, running, exporter, tmp_path):
-    """`scrape(features, *options)` starts an exporter with options, and a Prometheus with features."""
-    servers = []
+#: Values of --enable-feature.
+FEATURES = ("", "native-histograms", "exemplar-storage")
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    """Return the port of each test's exporter."""
+    return free_port()
+
+
+@pytest.fixture(scope="module", params=PROMETHEUSES, ids=lambda server: server.__name__)
+def by_features(request, tmp_path_factory, port) -> Iterator[dict[str, Prometheus]]:
+    """Yield a Prometheus for each of `FEATURES`, for all tests: it scrapes only 5 s after its start."""
+    servers = {
+        features: request.param(tmp_path_factory.mktemp("prometheus"), f"127.0.0.1:{port}", features=features)
+        for features in FEATURES
+    }
+    with side_by_side(*servers.values()):
+        yield servers
+
+
+@pytest.fixture
+def scrape(by_features, port, running, exporter):
+    """`scrape(features, *options)` starts an exporter; the Prometheus with these features has scraped it."""
 
     def start(features: str, *options: str):
-        app = running(exporter(*options)).connected()
-        prometheus = request.param(tmp_path / "prometheus", f"127.0.0.1:{app.port}", features=features)
-        servers.append(prometheus)
-        prometheus.start()
-        prometheus.wait_ready()
-        eventually(lambda: prometheus.query("celery_broker_up == 1"), 15)
+        prometheus = by_features[features]
+        app = running(exporter(*options, port=port)).connected()
+        start_time = app.value("process_start_time_seconds")
+        until_equal(lambda: value(prometheus, "process_start_time_seconds"), start_time, 15)
         return app, prometheus
 
-    yield start
-    for prometheus in servers:
-        prometheus.kill()
+    return start
 
 
 def value(prometheus: Prometheus, query: str) -> float | None:
@@ -150,12 +168,12 @@ def test_prometheus_accepts_the_page_for_any_task_id(scrape, broker):
     events = [
         event | {"uuid": f"a{character}b"}
         for index, character in enumerate(characters)
-        for event in task_events([index + 0.5])
+        for event in task_events([index + 0.5], "awkward")
     ]
     publish_events(broker.url, *events)
-    count = 'celery_task_runtime_seconds_count{task_name="made.up"}'
+    count = 'celery_task_runtime_seconds_count{task_name="awkward"}'
     until_equal(lambda: value(prometheus, count), float(len(characters)), 30)
-    exemplars = prometheus.exemplars('celery_task_runtime_seconds_bucket{task_name="made.up"}')
+    exemplars = prometheus.exemplars('celery_task_runtime_seconds_bucket{task_name="awkward"}')
     ids = {item["labels"]["task_id"] for item in exemplars}
     assert {"a'b", "a{b", "a#b", "aéb"} <= ids
     assert not {"a\0b", "a\x1bb", "a\u202eb"} & ids
