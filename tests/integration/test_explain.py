@@ -198,8 +198,8 @@ def test_a_purged_task(app, client):
 
 @pytest.fixture
 def impatient(exporter, running) -> Exporter:
-    """An exporter for which a worker is down after some seconds of silence."""
-    return running(exporter("-Q", "celery", "--worker-timeout", "10")).connected()
+    """An exporter for which a worker is down after three missed heartbeats, the minimum."""
+    return running(exporter("-Q", "celery", "--worker-timeout", "6")).connected()
 
 
 def test_a_worker_was_killed_with_a_message(impatient, broker, client, running, worker):
