@@ -110,15 +110,26 @@ def test_a_rate_limit_delays_entries_and_repeats_none(running, pushing, broker, 
 
 
 @on_redis
-def test_a_token_that_is_replaced_needs_no_restart(running, pushing, broker, loki, tmp_path):
+def test_a_token_that_is_written_later_needs_no_restart(running, pushing, broker, loki, tmp_path):
     token = tmp_path / "token"
     loki.authorization = "Bearer new"
     app = running(pushing("--loki-token-file", str(token))).connected()
     publish(broker.url, 1)
     eventually(lambda: f"cannot read {token}: No such file or directory" in app.text())
     assert loki.requests == []
+    token.write_text("new\n")
+    until_equal(lambda: outcomes(app, "loki"), {"delivered": 4}, 60)
+    assert "works again" in app.text()
+
+
+@on_redis
+def test_a_token_that_is_replaced_needs_no_restart(running, pushing, broker, loki, tmp_path):
+    token = tmp_path / "token"
     token.write_text("old-token\n")
-    eventually(lambda: "status 401" in app.text(), 60)
+    loki.authorization = "Bearer new"
+    app = running(pushing("--loki-token-file", str(token))).connected()
+    publish(broker.url, 1)
+    eventually(lambda: "status 401" in app.text())
     token.write_text("new\n")
     until_equal(lambda: outcomes(app, "loki"), {"delivered": 4}, 60)
     assert "old-token" not in app.text()
