@@ -62,10 +62,10 @@ def test_nothing_is_sent_while_the_worker_sends_no_task_events(
         eventually(lambda: outcomes.total("SUCCESS") == total, 30)
 
     measure(total=1)
-    eventually(lambda: client.control.enable_events(reply=True, timeout=5))
+    eventually(lambda: client.control.enable_events(reply=True, timeout=5, limit=1))
     measure(total=2)
     until_equal(lambda: summary(app, "orders"), (1, 5), 30)
-    eventually(lambda: client.control.disable_events(reply=True, timeout=5))
+    eventually(lambda: client.control.disable_events(reply=True, timeout=5, limit=1))
     measure(total=3)
     stays(lambda: summary(app, "orders") == (1, 5), 2)
 
