@@ -166,7 +166,8 @@ class Tail(Process):
 
     def command(self) -> list[str]:
         output = self.folder / "shipped"
-        return ["sh", "-c", f'exec {need("tail")} -n +1 -F "$0" >"$1"', str(self.path), str(output)]
+        tail = f"{need('tail')} -n +1 -F --sleep-interval 0.1 --max-unchanged-stats 1"  # by default 5 s
+        return ["sh", "-c", f'exec {tail} "$0" >"$1"', str(self.path), str(output)]
 
     def shipped(self) -> list[dict]:
         output = self.folder / "shipped"
