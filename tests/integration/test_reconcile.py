@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from conftest import Broker
 from harness.exporter import Exporter
+from harness.outcomes import FileOutcomes
 from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 
@@ -63,17 +64,22 @@ def test_tasks_without_events_and_ignored_tasks_leave_the_gauges(
 
 
 def test_a_task_that_its_worker_does_not_report_leaves_the_gauges(
-    app: Exporter, client: Any, worker: Callable[..., Worker], running: Callable[..., Any]
+    app: Exporter,
+    client: Any,
+    worker: Callable[..., Worker],
+    running: Callable[..., Any],
+    outcomes: FileOutcomes,
 ) -> None:
     """Inspection shows which of two tasks the worker runs, and which tasks it has reserved."""
     running(worker())
-    client.send_task("tasks.succeed", (50,))
+    client.send_task("tasks.hold", ("gate",))
     client.send_task("tasks.succeed", countdown=600)
     client.send_task("tasks.ignore")
     until_equal(lambda: in_states(app), {"RECEIVED": 1, "STARTED": 2}, DEADLINE)
     until_equal(lambda: in_states(app), {"RECEIVED": 1, "STARTED": 1}, DEADLINE)
     assert app.total("celery_tasks_total", state="SUCCESS") == 0
     assert app.value(RECONCILED, reason="not_running") == 1
+    outcomes.open_gate("gate")
     until_equal(lambda: in_states(app), {"RECEIVED": 1}, DEADLINE)
     assert app.total("celery_tasks_total", state="SUCCESS") == 1
     assert app.total(RECONCILED) == 1
