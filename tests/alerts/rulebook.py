@@ -25,6 +25,7 @@ Matcher = tuple[str, str, str]  # label, operator, value
 _rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 ALERTS: dict[str, Any] = {rule["alert"]: rule for rule in _rules if "alert" in rule}
 RECORDS: dict[str, str] = {rule["record"]: rule["expr"] for rule in _rules if "record" in rule}
+CASE_GROUPS: list[dict[str, Any]] = yaml.safe_load(CASES.read_text())["tests"]
 EXPRESSIONS = {**RECORDS, **{name: rule["expr"] for name, rule in ALERTS.items()}}
 
 

@@ -19,7 +19,7 @@ from celery_exporter.metrics.registry import select
 from celery_exporter.status.thresholds import TABLE
 
 from . import rulebook
-from .rulebook import ALERTS, CASES, EXPRESSIONS, FOLDER, MIXIN, RECORDS, RULES, RUNBOOKS
+from .rulebook import ALERTS, CASE_GROUPS, CASES, EXPRESSIONS, FOLDER, MIXIN, RECORDS, RULES, RUNBOOKS
 
 KUBERNETES = ROOT / "deploy" / "kubernetes" / "prometheusrule.yaml"
 CONTRACT = {
@@ -190,7 +190,7 @@ def test_promtool_passes_the_cases(server):
 def cases(alert):
     """Return the groups of an alert in celery.rules.test.yml, by kind."""
     kinds: dict[str, list[dict]] = {"fires": [], "silent": [], "missing": []}
-    for group in yaml.safe_load(CASES.read_text())["tests"]:
+    for group in CASE_GROUPS:
         name, kind = re.match(r"(\w+) (\w+): ", group["name"]).groups()
         if name == alert:
             assert {test["alertname"] for test in group["alert_rule_test"]} == {alert}
@@ -226,7 +226,7 @@ def test_every_alert_has_cases_that_fire_stay_silent_and_lack_data(alert):
 
 
 def test_cases_name_existing_alerts_only():
-    names = {group["name"].split()[0] for group in yaml.safe_load(CASES.read_text())["tests"]}
+    names = {group["name"].split()[0] for group in CASE_GROUPS}
     assert names == set(ALERTS)
 
 
@@ -371,7 +371,7 @@ def test_linked_dashboards_have_the_variables_of_the_links():
 
 
 def test_expected_alerts_have_no_empty_placeholder():
-    for group in yaml.safe_load(CASES.read_text())["tests"]:
+    for group in CASE_GROUPS:
         for test in group["alert_rule_test"]:
             for alert in test["exp_alerts"]:
                 text = json.dumps(alert["exp_annotations"])
