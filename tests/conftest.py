@@ -25,8 +25,9 @@ hypothesis.settings.load_profile("shared")
 #: The longest files and folders, in the order in which `make test` assigns them to its processes: short files
 #: at the end keep all processes busy.
 LONGEST_FIRST = (
-    *("integration/test_demo.py", "integration/test_doctor.py", "integration", "documentation"),
-    *("accuracy", "resilience", "alerts", "dashboards", "distribution"),
+    *("integration/test_demo.py", "integration/test_explain.py", "integration/test_status_page.py"),
+    *("integration/test_doctor.py", "alerts", "integration", "documentation", "accuracy", "resilience"),
+    *("fuzz", "distribution", "dashboards"),
 )
 
 
