@@ -32,8 +32,8 @@ demo: .venv/synced  ## run an embedded broker, workers, a client and the exporte
 stack: .venv/synced servers  ## run docker-compose.yml without Docker until Ctrl-C (or for STACK_SECONDS=60)
 	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
-test: .venv/synced servers newer lint coverage  ## run make lint and all tests, on real brokers, in four processes
-	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --maxfail=25 --ignore=tests/unit
+test: .venv/synced servers newer lint coverage  ## run make lint and all tests, on real brokers, in six processes
+	$(PY) -m pytest -n 6 --dist loadfile --no-loadscope-reorder --maxfail=25 --ignore=tests/unit
 
 coverage: .venv/synced  ## run the unit tests, and print the branch coverage of the package by them, in percent
 	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE=$$data/coverage \
