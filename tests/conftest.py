@@ -27,7 +27,7 @@ hypothesis.settings.load_profile("shared")
 LONGEST_FIRST = (
     *("integration/test_demo.py", "integration/test_explain.py", "integration/test_status_page.py"),
     *("integration/test_doctor.py", "alerts", "integration", "documentation", "accuracy", "resilience"),
-    *("fuzz", "distribution", "dashboards"),
+    *("distribution/test_stack.py", "fuzz", "distribution", "dashboards"),
 )
 
 
