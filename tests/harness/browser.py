@@ -62,6 +62,13 @@ class BrowserPage:
         rows: list[dict[str, str]] = self.page.evaluate(ROWS, table)
         return next((row for row in rows if name in row.values()), {})
 
+    def evaluate_all(self, selector: str, function: str) -> Any:
+        """Call a JavaScript function with all elements of a CSS selector, in one call.
+
+        The script of the page may replace the elements that a locator passes, and these have no size then.
+        """
+        return self.page.evaluate(f"({function})([...document.querySelectorAll({json.dumps(selector)})])")
+
     def axe(self) -> list[str]:
         """Return the serious and critical violations that axe reports for the page."""
         self.page.evaluate((axe_installed() / "axe.min.js").read_text())

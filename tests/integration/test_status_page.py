@@ -712,7 +712,7 @@ def test_on_a_phone_long_tables_are_collapsed(visit, path, height, has_script):
 def test_on_a_phone_charts_are_in_one_row(visit):
     with serve_status(LARGE) as pages:
         page = visit(pages.url, viewport=PHONE)
-        tops = page.page.locator(".chart").evaluate_all("all => all.map(chart => chart.offsetTop)")
+        tops = page.evaluate_all(".chart", "all => all.map(chart => chart.offsetTop)")
         assert (len(tops), len(set(tops))) == (6, 1)
         page.page.locator("#chart-busy").focus()
         until_equal(lambda: page.page.locator("#chart-busy").bounding_box()["x"] < PHONE["width"] / 2, True)
@@ -721,8 +721,8 @@ def test_on_a_phone_charts_are_in_one_row(visit):
 def test_up_and_down_have_different_colors(visit):
     with serve_status(statuses.small_status()) as pages:
         page = visit(pages.url)
-        cells = page.page.locator("#workers td.up")
-        down, up, _ = cells.evaluate_all("all => all.map(cell => getComputedStyle(cell).color)")
+        colors = "all => all.map(cell => getComputedStyle(cell).color)"
+        down, up, _ = page.evaluate_all("#workers td.up", colors)
         assert page.column("workers", "State") == ["down", "up", "up"]
         assert up != down
 
@@ -747,7 +747,7 @@ def test_on_a_desktop_no_table_scrolls(visit, path, has_script):
     with serve_status(LARGE, SINGLE_TASKS) as pages:
         page = visit(pages.url + path.removeprefix("/"), java_script_enabled=has_script)
         overflow = "all => all.map(table => table.scrollWidth - table.clientWidth)"
-        assert set(page.page.locator(".wide").evaluate_all(overflow)) == {0}
+        assert set(page.evaluate_all(".wide", overflow)) == {0}
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
@@ -755,7 +755,7 @@ def test_ids_do_not_wrap(visit, viewport):
     with serve_status(LARGE, SINGLE_TASKS) as pages:
         page = visit(f"{pages.url}task/{SINGLE_TASKS.tasks[0].uuid}", viewport=viewport)
         heights = "all => all.map(id => id.getClientRects().length)"
-        assert set(page.page.locator(".id a, .id code").evaluate_all(heights)) == {1}
+        assert set(page.evaluate_all(".id a, .id code", heights)) == {1}
 
 
 @pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
@@ -764,8 +764,8 @@ def test_a_workflow_is_an_indented_tree(visit, has_script):
         page = visit(f"{pages.url}task/{LARGE_TASK.uuid}", java_script_enabled=has_script)
         if has_script:
             page.page.evaluate("update()")
-        lefts = page.page.locator("#workflow td:first-child a").evaluate_all(
-            "all => all.map(link => link.getBoundingClientRect().left)"
+        lefts = page.evaluate_all(
+            "#workflow td:first-child a", "all => all.map(link => link.getBoundingClientRect().left)"
         )
         root, child, grandchild, other_child = lefts
         assert root < child == other_child < grandchild
