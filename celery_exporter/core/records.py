@@ -285,12 +285,47 @@ class RecordBuilder:
         self, task: Task, details: TaskDetails, event: Event, label_set: LabelSet, state: State
     ) -> None:
         """Make what sinks and the history file want of a transition."""
+        # The hot path: calls are as few as they can be.
         if self._arguments and isinstance(event, EventWithArguments):
             details.add_arguments(event)
-        if self._is_any_wanted:
-            if self._is_wanted[state] and label_set is not EXCLUDED:
-                self._add_record(task.uuid, details, event, label_set, state)
-            self._aggregates.forget_observed()
+        if not self._is_any_wanted:
+            return
+        aggregates = self._aggregates
+        if self._is_wanted[state] and label_set is not EXCLUDED:
+            end, attempt, generation = details.end, details.attempt, 0
+            if attempt is not None and not 0 <= attempt < MAX_ATTEMPTS:  # a predecessor has a negative one
+                generation, attempt = divmod(attempt, MAX_ATTEMPTS)
+            record = Record(
+                task.uuid,  # one object for all records of the task
+                details.root,
+                details.parent,
+                label_set.task_name,
+                label_set.queue_name or None,
+                None if state is PENDING else event.hostname,
+                details.client,
+                attempt,
+                generation,
+                state,
+                event.timestamp,
+                None if state is PENDING or end is None else end.exception,
+                details.first_sent,
+                details.sent,
+                details.eta,
+                details.received,
+                details.started,
+                aggregates.observed_queue_wait,
+                aggregates.observed_prefetch_wait,
+                aggregates.observed_runtime,
+                state in TASK_ENDS and not (event.requeue and state is REJECTED),
+                Arguments(*details.arguments()) if self._arguments else NO_ARGUMENTS,
+            )
+            if record.is_final and self._last.measuring:
+                self._records += self._last.add(record)
+            else:
+                self._records.append(record)
+        # What `Aggregates.forget_observed` does.
+        aggregates.observed_queue_wait = aggregates.observed_prefetch_wait = None
+        aggregates.observed_runtime = None
 
     def note_end(self, task: Task, reason: str, at: float) -> None:
         """Note that a task counts as over without an event, why, and since which epoch second."""
@@ -316,42 +351,6 @@ class RecordBuilder:
         """Return details of a task that had no event since a restart; None if nothing is recorded of it."""
         is_excluded = task.bucket.group.label_set is EXCLUDED
         return None if is_excluded or not self._is_sampled(task.uuid) else TaskDetails(None)
-
-    def _add_record(
-        self, uuid: str, details: TaskDetails, event: Event, label_set: LabelSet, state: State
-    ) -> None:
-        generation, retries = 0, details.attempt
-        if retries is not None and not 0 <= retries < MAX_ATTEMPTS:  # a predecessor has a negative one
-            generation, retries = divmod(retries, MAX_ATTEMPTS)
-        aggregates = self._aggregates
-        record = Record(
-            uuid,  # one object for all records of the task
-            details.root,
-            details.parent,
-            label_set.task_name,
-            label_set.queue_name or None,
-            None if state is PENDING else event.hostname,
-            details.client,
-            retries,
-            generation,
-            state,
-            event.timestamp,
-            None if state is PENDING or details.end is None else details.end.exception,
-            details.first_sent,
-            details.sent,
-            details.eta,
-            details.received,
-            details.started,
-            aggregates.observed_queue_wait,
-            aggregates.observed_prefetch_wait,
-            aggregates.observed_runtime,
-            state in TASK_ENDS and not (event.requeue and state is REJECTED),
-            Arguments(*details.arguments()) if self._arguments else NO_ARGUMENTS,
-        )
-        if record.is_final and self._last.measuring:
-            self._records += self._last.add(record)
-        else:
-            self._records.append(record)
 
     def add_measured(self, task: Task | None, event: Event, name: str) -> None:
         """Add the record of a `task-measured` event; `name` is the label value of its task.
