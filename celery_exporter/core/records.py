@@ -217,6 +217,26 @@ class RecordBuilder:
         records, self._records = self._records, []
         return records
 
+    def add_sent(self, task: Task, event: Event, label_set: LabelSet) -> None:
+        """Do the same as `add` for the sending of a task, which usually begins what is known of it."""
+        is_usual = task.details is None and label_set is not EXCLUDED and self._sample_rate is None
+        if not (is_usual and event.eta is None and isinstance(event, EventWithAncestry)):
+            self.add(task, event, label_set, PENDING, event.retries or 0)
+            return
+        uuid, root, parent, at = task.uuid, event.root_id, event.parent_id, event.timestamp
+        details = task.details = TaskDetails(
+            event.retries or 0,
+            uuid if root == uuid else root,
+            None if parent == uuid else parent,
+            self._clients.get(event.hostname) or self._add_client(event.hostname),
+            at,
+            at,
+        )
+        if self._passes_on:
+            self._pass_on(task, details, event, label_set, PENDING)
+        if self.changed is not None:
+            self.changed[uuid] = task
+
     def add_usual(self, task: Task, event: Event, label_set: LabelSet, state: State) -> None:
         """Do the same as `add` for what a worker did to a task without an expanded history."""
         details = task.details
@@ -230,7 +250,10 @@ class RecordBuilder:
             if details.root is None or event.eta is not None:
                 details.add_origin(task.uuid, event)
         else:
-            details.end = _end(event, label_set, state)
+            exception = None if event.exception is None else _exception(event)
+            details.end = AttemptEnd(
+                event.timestamp, state, None, event.runtime, exception, event.hostname, label_set
+            )
         if self._passes_on:
             self._pass_on(task, details, event, label_set, state)
         if self.changed is not None:

@@ -69,7 +69,7 @@ class TaskUpdates:
             task.compact()
         self._aggregates.count_transition(label_set, PENDING, min(event.timestamp, now.wall))
         if self._records is not None:
-            self._records.add(task, event, label_set, PENDING, event.retries or 0)
+            self._records.add_sent(task, event, label_set)
         if self._clients:
             self._aggregates.count_sender(label_set, host(event.hostname))
         if event.expires is not None and (expires := epoch(event.expires)):
