@@ -1,7 +1,7 @@
 """LogQL expressions of the transitions that --loki-url pushes, and variables with the values of their labels.
 
 Labels of streams are service, state and queue. uuid, root, task, worker, retries and exception are
-structured metadata. The line is the JSON object of `celery_exporter.sinks.log_line`.
+structured metadata. The line is the JSON object of `celery_exporter.sinks.loki.Line`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One transition as a JSON object: a line of --event-log, and of Loki.
+"""One transition as a JSON object: a line of --event-log.
 
 The descriptions are those of its JSON Schema, docs/reference/event-log.schema.json, and of
 docs/reference/records.md. Fields may be added; none is renamed, removed or given another meaning.
@@ -18,6 +18,7 @@ from celery_exporter.core.types import State
 
 _NAMES = {state: state.name for state in State}
 _encoder = msgspec.json.Encoder()
+_datetime, _UTC = datetime.fromtimestamp, timezone.utc
 
 _Text = str | None
 _Epoch = float | None  # epoch seconds of the sender's clock
@@ -69,7 +70,7 @@ class LogLine(Struct, omit_defaults=True, gc=False):
 def log_line(record: Record, broker: str | None = None) -> LogLine:
     """Return the JSON object of a record of a broker."""
     line = LogLine(
-        datetime.fromtimestamp(record.timestamp, timezone.utc),
+        _datetime(record.timestamp, _UTC),
         _NAMES[record.state],
         record.name,
         record.uuid,
@@ -97,8 +98,3 @@ def log_line(record: Record, broker: str | None = None) -> LogLine:
 def encode_lines(records: Iterable[Record], broker: str | None = None) -> bytes:
     """Return the lines of records of a broker, each followed by a newline; none has another one in it."""
     return _encoder.encode_lines([log_line(record, broker) for record in records])
-
-
-def encode_line(record: Record) -> str:
-    """Return the line of a record, without its newline."""
-    return _encoder.encode(log_line(record)).decode()

@@ -57,19 +57,17 @@ def exposed(scene: Scene) -> Sums:
 
 
 def loki_lines(receiver: Receiver) -> list[dict[str, Any]]:
-    """Return the lines of the payloads that Loki got, with the labels of their streams."""
+    """Return the lines of the payloads that Loki got, with what labels and metadata have instead of them."""
     lines = []
     for request in list(receiver.requests):
         if request.path != PUSH_PATH:
             continue
         for stream in json.loads(gzip.decompress(request.body))["streams"]:
-            for _, text, _ in stream["values"]:
+            labels = stream["stream"]
+            for _, text, metadata in stream["values"]:
                 line = json.loads(text)
-                assert (line["state"], line["queue_name"]) == (
-                    stream["stream"]["state"],
-                    stream["stream"]["queue"],
-                )
-                lines.append(line)
+                assert line["state"] == labels["state"]
+                lines.append({"queue_name": labels["queue"], **metadata, **line})
     return lines
 
 

@@ -20,10 +20,10 @@ from celery_exporter.errors import BadSettingError
 from celery_exporter.sinks.base import REJECTED, TOO_LARGE, PermanentError, TemporaryError
 from celery_exporter.sinks.compression import gzipped
 from celery_exporter.sinks.config import LokiConfig
-from celery_exporter.sinks.log_line import encode_line
-from celery_exporter.sinks.loki import MAX_TIMESTAMP, PUSH_PATH, LokiSink, loki_sink
+from celery_exporter.sinks.log_line import LogLine
+from celery_exporter.sinks.loki import LABELS, MAX_TIMESTAMP, PUSH_PATH, Line, LokiSink, loki_sink
 
-from .transitions import ROOT, T0, UUID, failure, transition
+from .transitions import PARENT, ROOT, T0, UUID, failure, transition
 
 HOUR = 3_600.0
 
@@ -69,8 +69,24 @@ def test_transitions_are_wanted_and_measurements_are_not():
 
 
 def test_an_entry_has_time_line_and_metadata_and_its_stream_has_few_labels():
-    record = failure()
-    line = encode_line(record)
+    line = {
+        "state": "FAILURE",
+        "task_name": "mail.send",
+        "uuid": UUID,
+        "client": "gen1@web",
+        "parent_id": PARENT,
+        "generation": 1,
+        "queue_wait_seconds": 1.5,
+        "prefetch_wait_seconds": 1.5,
+        "runtime_seconds": 2.0,
+        "sent": T0,
+        "eta": T0 + 1,
+        "received": T0 + 0.25,
+        "started": T0 + 2.5,
+        "args": "(1,)",
+        "kwargs": "{'to': 'a'}",
+        "result": "None",
+    }
     metadata = {
         "uuid": UUID,
         "task": "mail.send",
@@ -79,21 +95,31 @@ def test_an_entry_has_time_line_and_metadata_and_its_stream_has_few_labels():
         "retries": "1",
         "exception": "ValueError",
     }
-    assert body(OFFLINE, record) == {
-        "streams": [
-            {
-                "stream": {"service": "shop", "state": "FAILURE", "queue": "emails"},
-                "values": [["1700000004500000000", line, metadata]],
-            }
-        ]
-    }
+    (stream,) = body(OFFLINE, failure())["streams"]
+    assert stream["stream"] == {"service": "shop", "state": "FAILURE", "queue": "emails"}
+    ((time, text, structured),) = stream["values"]
+    assert (time, json.loads(text), structured) == ("1700000004500000000", line, metadata)
 
 
-def test_what_is_unknown_has_no_label_and_no_metadata():
+def test_each_field_of_the_event_log_is_in_the_line_the_metadata_or_a_label():
+    """The broker is a static label, if there are several."""
+    elsewhere = {"time", "queue_name", "worker", "root_id", "retries", "exception", "broker"}
+    assert {*LogLine.__struct_fields__} == {*Line.__struct_fields__} | elsewhere
+    assert LABELS == ("service", "state", "queue")
+
+
+def test_only_the_end_of_an_attempt_has_its_times():
+    ((_, text, _),) = body(OFFLINE, failure(state=State.STARTED, runtime=None))["streams"][0]["values"]
+    assert json.loads(text).keys() & {"sent", "eta", "received", "started"} == set()
+
+
+def test_what_is_unknown_is_absent():
     unknown = dict.fromkeys(("root", "parent", "queue", "worker", "client", "attempt", "sent"))
     (stream,) = body(OFFLINE, transition(state=State.PENDING, **unknown))["streams"]
     assert stream["stream"] == {"service": "shop", "state": "PENDING"}
-    assert stream["values"][0][2] == {"uuid": UUID, "task": "mail.send"}
+    ((_, text, metadata),) = stream["values"]
+    assert metadata == {"uuid": UUID, "task": "mail.send"}
+    assert json.loads(text) == {"state": "PENDING", "task_name": "mail.send", "uuid": UUID}
 
 
 def test_static_labels_are_labels():
@@ -139,7 +165,8 @@ def test_any_texts_are_accepted_and_stored(values):
     ]
     loki, headers = Loki(), {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     assert loki.answer(PUSH_PATH, headers, gzipped(OFFLINE.encode(records).body)) == Answer(204)
-    assert sorted(entry.line for entry in loki.entries) == sorted(map(encode_line, records))
+    lines = {(line["uuid"], line["task_name"]) for line in (json.loads(entry.line) for entry in loki.entries)}
+    assert lines == {(record.uuid, record.name) for record in records}
     assert loki.faults == []
 
 
