@@ -25,7 +25,6 @@ from celery_exporter.sinks.line_protocol import MAX_NANOSECONDS, MAX_TEXT_LENGTH
 # Looking up a member of an enum is slow, and so is its name.
 RECEIVED, STARTED, FAILURE = State.RECEIVED, State.STARTED, State.FAILURE
 _STATUSES = [state.name for state in State]
-_DIGITS = [f"{number:03}" for number in range(1_000)]
 #: Series (measurement and tags) whose text is cached. There are as many as label sets, some hundreds.
 MAX_CACHED_SERIES = 10_000
 #: Tasks whose ids are cached, 600 bytes each: most tasks have three points.
@@ -69,12 +68,12 @@ class Identity(Struct, frozen=True, gc=False):
     tags: str  # with a comma before each
     fields: str  # the same
     checksum: int
-    digits: str  # three, of the checksum
+    nanoseconds: int  # below a microsecond: the last three digits of the checksum
 
 
 def _identity(tags: str, fields: str, id_: str) -> Identity:
     checksum = zlib.crc32(id_.encode("utf-8", "replace"))
-    return Identity(tags, fields, checksum, _DIGITS[checksum % 1_000])
+    return Identity(tags, fields, checksum, checksum % 1_000)
 
 
 class UniqueTimes:
@@ -86,10 +85,10 @@ class UniqueTimes:
     """
 
     def __init__(self) -> None:
-        self._owners: dict[str, int] = {}  # nanoseconds → checksum of the id
-        self._former: dict[str, int] = {}  # the same, of the times before
-        self._next: dict[str, int] = {}  # nanoseconds that are taken → the next ones that may be free
-        self._moved: dict[tuple[str, int], str] = {}  # nanoseconds and checksum → what was free instead
+        self._owners: dict[int, int] = {}  # nanoseconds → checksum of the id
+        self._former: dict[int, int] = {}  # the same, of the times before
+        self._next: dict[int, int] = {}  # nanoseconds that are taken → the next ones that may be free
+        self._moved: dict[tuple[int, int], int] = {}  # nanoseconds and checksum → what was free instead
 
     def forget_the_oldest(self) -> None:
         """Bound the memory: keep the times since the last call that forgot any."""
@@ -98,20 +97,20 @@ class UniqueTimes:
             self._next.clear()
             self._moved.clear()
 
-    def of(self, timestamp: float, identity: Identity) -> str:
+    def of(self, timestamp: float, identity: Identity) -> int:
         """Return the time of a record in nanoseconds."""
-        nanoseconds, checksum = f"{int(timestamp * 1e6 + 0.5)}{identity.digits}", identity.checksum
+        nanoseconds, checksum = int(timestamp * 1e6 + 0.5) * 1_000 + identity.nanoseconds, identity.checksum
         if nanoseconds in self._former or self._owners.setdefault(nanoseconds, checksum) != checksum:
             return self._move(nanoseconds, checksum)
         return nanoseconds
 
-    def _take(self, nanoseconds: str, checksum: int) -> bool:
+    def _take(self, nanoseconds: int, checksum: int) -> bool:
         """Return whether these nanoseconds were free, or belong to the id."""
         if self._former.get(nanoseconds, checksum) != checksum:
             return False
         return self._owners.setdefault(nanoseconds, checksum) == checksum
 
-    def _move(self, wanted: str, checksum: int) -> str:
+    def _move(self, wanted: int, checksum: int) -> int:
         if self._take(wanted, checksum):
             return wanted
         moved = self._moved.get((wanted, checksum))
@@ -120,9 +119,9 @@ class UniqueTimes:
         passed, nanoseconds = [], wanted
         while not self._take(nanoseconds, checksum):
             passed.append(nanoseconds)
-            nanoseconds = str(self._next.get(nanoseconds) or int(nanoseconds) + 1)
+            nanoseconds = self._next.get(nanoseconds, nanoseconds + 1)
         for taken in passed:  # so that thousands of equal times do not take millions of steps
-            self._next[taken] = int(nanoseconds) + 1
+            self._next[taken] = nanoseconds + 1
         self._moved[wanted, checksum] = nanoseconds
         return nanoseconds
 
@@ -183,12 +182,12 @@ class FieldsEncoder:
         series = self._series_by_key.get((measurement, name, queue)) or self._new_series(
             measurement, name, queue
         )
-        fields = "" if begin is None else f"transport_time={at - begin if at > begin else 0.0:.6f}"
         nanoseconds = self._times.of(at, identity)
-        if fields:
-            lines.append(f"{series}{identity.tags} {fields}{identity.fields} {nanoseconds}")
-        else:
+        if begin is None:
             _add(lines, series, identity, "", nanoseconds)
+            return
+        seconds = at - begin if at > begin else 0.0
+        lines.append(f"{series}{identity.tags} transport_time={seconds:.6f}{identity.fields} {nanoseconds}")
 
     def _add_end(self, record: Record, identity: Identity, lines: list[str]) -> None:
         state, name, queue = record.state, record.name, record.queue
@@ -288,7 +287,7 @@ class LunaEncoder(FieldsEncoder):
         return _identity(f"{root_tag},subtask_id={key(uuid)}", "", uuid)
 
 
-def _add(lines: list[str], series: str, identity: Identity, fields: str, nanoseconds: str) -> None:
+def _add(lines: list[str], series: str, identity: Identity, fields: str, nanoseconds: int) -> None:
     """Add a line, unless it would have no field."""
     if fields:
         lines.append(f"{series}{identity.tags} {fields}{identity.fields} {nanoseconds}")

@@ -291,7 +291,7 @@ def test_the_memory_of_times_is_limited():
     for index in range(100_000):
         if index % 1_000 == 0:
             times.forget_the_oldest()
-        times.of(T0 + index // 2_000, Identity("", "", index, f"{index % 1_000:03}"))
+        times.of(T0 + index // 2_000, Identity("", "", index, index % 1_000))
     dicts = (times._owners, times._former, times._next, times._moved)
     assert max(map(len, dicts)) <= MAX_REMEMBERED + 1_000  # and one payload
 
