@@ -52,6 +52,8 @@ def weight(records: Sequence[Any]) -> int:
         or record.arguments is not NO_ARGUMENTS
         or record.measurements is not NO_MEASUREMENTS
     ]
+    if not large:  # the usual case
+        return len(records)
     return len(records) + sum(_large_bytes(record) // RECORD_BYTES for record in large)
 
 
