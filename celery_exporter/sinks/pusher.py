@@ -106,7 +106,7 @@ class Pusher:
             if self._weight > self._limit:
                 self._drop_oldest()
             is_full = self._buffered >= MAX_BATCH
-        if is_full:
+        if is_full and not self._wake.is_set():  # setting it takes a lock
             self._wake.set()
 
     def _drop_oldest(self) -> None:
