@@ -113,11 +113,12 @@ BOARD = Board(
             lines(
                 "Malformed and repeated events",
                 RATE,
-                "Per second: events that could not be used, by reason, and repeated events about the end "
-                "of the same execution, by type.",
+                "Per second: events that could not be used, by reason, repeated events about the end of the "
+                "same execution, by type, and messages that a durable queue delivered again.",
                 {
                     "{{reason}}": q.rate("celery_exporter_events_malformed_total", "reason"),
                     "{{kind}} repeated": q.rate("celery_exporter_events_repeated_total", "kind"),
+                    "duplicate messages": q.rate("celery_exporter_messages_duplicate_total"),
                 },
             ),
             lines(
@@ -130,9 +131,11 @@ BOARD = Board(
             lines(
                 "Connection",
                 PLAIN,
-                "1 while the event subscription is open, and the number of reconnects.",
+                "1 while the event subscription is open, the number of exporters that receive events (a standby "
+                "does not), and the number of reconnects.",
                 {
                     "open": "min(celery_broker_up)",
+                    "active": "sum(celery_exporter_active) or sum(celery_broker_up)",
                     "reconnects": q.increase("celery_exporter_reconnects_total"),
                 },
             ),
