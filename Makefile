@@ -94,8 +94,8 @@ screenshots: .venv/synced servers  ## draw the dashboards and the pages, at 2 an
 soak: .venv/synced servers  ## check memory, threads and descriptors for an hour under load with churn (SOAK_SECONDS=3600)
 	PYTHONPATH=tests SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m benchmarks.soak
 
-bench: .venv/synced servers  ## measure the exporter and its peers, and write the tables and the chart of docs/explanation/performance.md
-	PYTHONPATH=tests $(PY) -m benchmarks && $(PY) -m tools.docgen
+bench: .venv/synced servers  ## measure the exporter and its peers, and write the tables and the chart of docs/explanation/performance.md and capacity.md
+	PYTHONPATH=tests $(PY) -m benchmarks && PYTHONPATH=tests $(PY) -m benchmarks.capacity && $(PY) -m tools.docgen
 
 servers:  ## install redis-server, rabbitmq-server, prometheus and the other programs that tests start
 	@tests/install-servers.sh

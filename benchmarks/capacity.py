@@ -1,30 +1,40 @@
-"""Measures a relay and the shards behind it: `PYTHONPATH=tests .venv/bin/python -m benchmarks.capacity`.
+"""Measures what several brokers, shards and a relay take, and writes it into docs/explanation/capacity.md.
 
-Prints the CPU time of an event in the relay, in RabbitMQ and in a shard, by the number of shards, and what
-these parts take for 1,000,000 events a second. The events are in messages of ten.
+`PYTHONPATH=tests .venv/bin/python -m benchmarks.capacity` prints the memory of idle brokers, the CPU time of
+an event in the relay, in RabbitMQ and in a shard, by the number of shards, and what these parts take for
+1,000,000 events a second. The events are in messages of ten.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
 import sys
 import tempfile
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 import kombu
 import psutil
+from harness.exporter import Exporter
+from harness.processes import ROOT
 from harness.relay import Relay
-from harness.servers import RabbitServer
+from harness.servers import RabbitServer, RedisServer
 from harness.waiting import eventually
 
 from benchmarks.__main__ import FORMS, TENS
 from benchmarks.brokers import Rabbit, replay
 from benchmarks.event_stream import Cluster, record
 from benchmarks.inside import SHARDS, bodies, in_shard, shard_behind_relay
+from tools.docgen.marks import filled
 
+PAGE = ROOT / "docs/explanation/capacity.md"
+#: Brokers in one process, and the seconds after which its memory is measured.
+IDLE, IDLE_SECONDS = 50, 5.0
 #: Numbers of shards.
 COUNTS = (*SHARDS, 16)
 #: Events a second of the large cluster, and the share of a core that is planned for.
@@ -42,23 +52,44 @@ class Relayed(NamedTuple):
 
 
 def main() -> None:
-    """Measure, and print two tables."""
+    """Measure, print the report, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=__doc__)
     parser.add_argument("--tasks", type=int, default=25_000, help="tasks on the event stream; default: 25000")
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/explanation/capacity.md")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     messages = bodies(Cluster(tasks=options.tasks))
-    own = {str(count): shard_behind_relay(messages, count) for count in COUNTS}
-    alone = {str(count): in_shard(messages, count) for count in COUNTS}
+    own = {count: shard_behind_relay(messages, count) for count in COUNTS}
+    alone = {count: in_shard(messages, count) for count in COUNTS}
     with (
         tempfile.TemporaryDirectory(prefix="celery-exporter-bench-") as folder,
+        RedisServer(Path(folder) / "redis") as redis,
         RabbitServer(Path(folder) / "rabbit", vhosts=len(COUNTS)) as rabbit,
     ):
+        path = Path(folder)
+        idle = [idle_brokers(path / f"idle-{count}", redis.clean(), count) for count in (1, IDLE)]
         relayed = {
-            str(count): relay_all(Path(folder) / f"relay-{count}", rabbit, count, options.tasks)
-            for count in COUNTS
+            count: relay_all(path / f"relay-{count}", rabbit, count, options.tasks) for count in COUNTS
         }
-    print_parts(relayed, own, alone)
-    print_large(relayed, own)
+    report = "\n".join([*idle_lines(*idle), *part_lines(relayed, own, alone), *large_lines(relayed, own)])
+    sys.stdout.write(f"{report}\n")
+    day = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    heading = f"What it printed on {day}, with a load of {load:.1f} before (compare numbers of one run):"
+    options.page.write_text(
+        filled(options.page.read_text(), {"capacity": f"{heading}\n\n```text\n{report}\n```"})
+    )
+
+
+def idle_brokers(folder: Path, url: str, count: int) -> tuple[float, int]:
+    """Return the resident MB and the threads of an exporter of so many brokers without events."""
+    folder.mkdir()
+    config = folder / "config.yml"
+    config.write_text(json.dumps({"brokers": {f"b{number}": {"url": url} for number in range(count)}}))
+    with Exporter(folder, None, "--config.file", str(config), update_interval=None) as exporter:
+        eventually(lambda: exporter.samples().total("celery_broker_up") == count, 60)
+        time.sleep(IDLE_SECONDS)
+        process = psutil.Process(exporter.pid)
+        return process.memory_info().rss / 1e6, process.num_threads()
 
 
 def relay_all(folder: Path, rabbit: RabbitServer, count: int, tasks: int) -> Relayed:
@@ -104,29 +135,35 @@ def cpu_seconds(process: psutil.Process) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in family)
 
 
-def print_parts(relayed: dict[str, Relayed], own: dict[str, float], alone: dict[str, float]) -> None:
-    """Print what was measured, by the number of shards."""
-    sys.stdout.write(
-        f"{'shards':>6}  {'relay':>8}  {'RabbitMQ':>8}  {'one shard':>9}  {'without relay':>13}  "
-        f"{'through one relay':>17}\n"
-    )
-    for count, part in relayed.items():
-        sys.stdout.write(
-            f"{count:>6}  {part.relay:5.2f} us  {part.rabbitmq:5.2f} us  {own[count]:6.2f} us  "
-            f"{alone[count]:10.2f} us  {part.rate:10,.0f} ev./s\n"
-        )
+def idle_lines(one: tuple[float, int], many: tuple[float, int]) -> list[str]:
+    """Return what further brokers take in one process."""
+    each = (many[0] - one[0]) / (IDLE - 1)
+    memory = f"{many[0]:.0f} MB, {each:.2f} MB for each further one"
+    return [f"{IDLE} idle brokers on Redis: {memory}; {many[1]} threads, one broker has {one[1]}", ""]
 
 
-def print_large(relayed: dict[str, Relayed], own: dict[str, float]) -> None:
-    """Print what a large cluster takes, and what gives out first."""
-    sys.stdout.write(f"\n{LARGE:,} events/s, each process at {MAX_LOAD:.0%} of a core at most:\n")
+def part_lines(relayed: dict[int, Relayed], own: dict[int, float], alone: dict[int, float]) -> list[str]:
+    """Return what was measured, by the number of shards."""
+    titles = ("shards", "  relay", "RabbitMQ", "one shard", "without relay", "through one relay")
+    lines = ["  ".join(titles)]
     for count, part in relayed.items():
-        load = own[count] * LARGE / 1e6
-        clusters = math.ceil(max(LARGE / part.rate, part.relay * LARGE / 1e6 / MAX_LOAD, load / MAX_LOAD))
-        sys.stdout.write(
-            f"{count:>6} shards: {load:.0%} of a core in each, {part.relay * LARGE / 1e6:.0%} in the relay, "
-            f"{part.rabbitmq * LARGE / 1e6:.1f} cores of RabbitMQ; divide it between {clusters} brokers\n"
+        costs = (f"{cost:.2f} us" for cost in (part.relay, part.rabbitmq, own[count], alone[count]))
+        cells = (str(count), *costs, f"{part.rate:,.0f} ev./s")
+        lines.append("  ".join(cell.rjust(len(title)) for cell, title in zip(cells, titles, strict=True)))
+    return [*lines, ""]
+
+
+def large_lines(relayed: dict[int, Relayed], own: dict[int, float]) -> list[str]:
+    """Return what a large cluster takes."""
+    lines = [f"{LARGE:,} events/s, each process at {MAX_LOAD:.0%} of a core at most:"]
+    for count, part in relayed.items():
+        shard, relay, rabbitmq = (us * LARGE / 1e6 for us in (own[count], part.relay, part.rabbitmq))
+        brokers = math.ceil(max(LARGE / part.rate, relay / MAX_LOAD, shard / MAX_LOAD))
+        lines.append(
+            f"{count:>6} shards: {shard:.0%} of a core in each, {relay:.0%} in the relay, "
+            f"{rabbitmq:.1f} cores of RabbitMQ; divide it between {brokers} brokers"
         )
+    return lines
 
 
 if __name__ == "__main__":

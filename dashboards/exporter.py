@@ -131,8 +131,8 @@ BOARD = Board(
             lines(
                 "Connection",
                 PLAIN,
-                "1 while the event subscription is open, the number of exporters that receive events (a standby "
-                "does not), and the number of reconnects.",
+                "1 while the event subscription is open, the number of exporters that receive events (a "
+                "standby does not), and the number of reconnects.",
                 {
                     "open": "min(celery_broker_up)",
                     "active": "sum(celery_exporter_active) or sum(celery_broker_up)",
