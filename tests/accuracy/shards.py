@@ -1,12 +1,20 @@
-"""Several exporters that are asked as if they were one."""
+"""Several exporters that are asked as if they were one, and killed in turn."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from harness.exporter import Exporter, Response, Samples
+from harness.processes import Process
 
 from celery_exporter.core.shards import Shard
+
+from .scene import FULL, Scene, size
+
+#: Numbers of shards, kills, and tasks that are sent for each of these.
+COUNTS = [1, 2, 4, 8] if FULL else [2]
+KILLS, TASKS = size(3, 20), size(150, 300)
 
 
 class Shards:
@@ -38,3 +46,15 @@ class Shards:
             for series, value in exporter.samples().items():
                 total[series] = total.get(series, 0.0) + value
         return total
+
+
+def kill_under_load(scene: Scene, running: Any, groups: Iterable[tuple[Process, ...]]) -> None:
+    """Kill one group of processes after the other while tasks run, and start each again at once."""
+    for number, group in enumerate(groups):
+        scene.send("tasks.succeed", 0.02, times=TASKS)
+        scene.await_total(number * TASKS + TASKS // 3, "SUCCESS")
+        for process in group:
+            process.kill()
+        running(*group)
+    scene.await_ends()
+    scene.exporter.connected()

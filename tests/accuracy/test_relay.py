@@ -12,8 +12,8 @@ from harness.exporter import Exporter
 from harness.relay import Relay, shard_arguments
 
 from .jobs import BACK_OFF, KILLED, LATER, PLAIN, send_shuffled
-from .scene import FULL, Scene, size
-from .shards import Shards
+from .scene import Scene
+from .shards import COUNTS, KILLS, Shards, kill_under_load
 
 CELERY = ("celery",)
 
@@ -37,7 +37,7 @@ def start(scene: Scene, tmp_path: Path, running: Any, count: int) -> tuple[Relay
 
 
 @on_rabbitmq
-@pytest.mark.parametrize("count", [1, 2, 4, 8] if FULL else [2])
+@pytest.mark.parametrize("count", COUNTS)
 def test_shards_behind_a_relay(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
     _, exporters = start(scene, tmp_path, running, count)
     scene.start(scene.make_worker("one@test", concurrency=2), scene.make_worker("two@test", concurrency=1))
@@ -50,22 +50,13 @@ def test_shards_behind_a_relay(scene: Scene, tmp_path: Path, running: Any, count
 
 
 @on_rabbitmq
-@pytest.mark.parametrize("count", [1, 2, 4, 8] if FULL else [2])
+@pytest.mark.parametrize("count", COUNTS)
 def test_relay_and_shards_are_killed(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
     """Two relays and the shards are killed in turn under load. No event is lost, and none counts twice."""
     first, exporters = start(scene, tmp_path, running, count)
-    relays = (first, Relay(tmp_path / "second", scene.broker.url, count))
-    running(relays[1])
+    second = Relay(tmp_path / "second", scene.broker.url, count)
+    running(second)
     scene.start(scene.make_worker("one@test", pool="threads", concurrency=4))
-    kills, tasks = size(3, 20), size(150, 300)
-    shards = itertools.cycle(exporters)
-    for killed in range(kills):
-        scene.send("tasks.succeed", 0.02, times=tasks)
-        scene.await_total(killed * tasks + tasks // 3, "SUCCESS")
-        relay, shard = relays[killed % 2], next(shards)
-        relay.kill()
-        shard.kill()
-        running(relay, shard)
-    scene.await_ends()
-    scene.exporter.connected()
+    pairs = zip(itertools.cycle([first, second]), itertools.cycle(exporters), strict=False)
+    kill_under_load(scene, running, itertools.islice(pairs, KILLS))
     scene.assert_exact()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.broker_marks import on_rabbitmq
 from harness.exporter import Exporter
 
 from .jobs import BACK_OFF, KILLED, LATER, PLAIN, send_shuffled
-from .scene import FULL, Scene
-from .shards import Shards
+from .scene import Scene
+from .shards import COUNTS, KILLS, Shards, kill_under_load
 from .test_endings import send_expired, send_revoked
 
 CELERY = ("celery",)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8] if FULL else [2])
+@pytest.mark.parametrize("count", COUNTS)
 def test_shards(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
     labels = ("--task-labels", "queue_name,worker")
     exporters = [
@@ -34,3 +36,24 @@ def test_shards(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
     assert samples.by("celery_worker_up", "worker") == {("one@test",): 0.0, ("two@test",): 0.0}
     parts = [exporter.total("celery_tasks_total", state="SUCCESS") for exporter in exporters]
     assert min(parts) > 0, "each shard has tasks"
+
+
+@on_rabbitmq
+@pytest.mark.parametrize("count", COUNTS)
+def test_shards_are_killed(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
+    """Each has a durable queue and a state file. No event is lost, and none counts twice."""
+    exporters = [
+        Exporter(
+            tmp_path / f"shard-{index}",
+            scene.broker.url,
+            *("--task-labels", "queue_name,worker", "--state-file", "state"),
+            *("--shard", f"{index}/{count}", "--event-queue-durable"),
+        )
+        for index in range(count)
+    ]
+    running(*exporters)
+    scene.exporter = Shards(exporters)  # type: ignore[assignment]
+    scene.start(scene.make_worker("one@test", pool="threads", concurrency=4))
+    victims = itertools.islice(itertools.cycle(exporters), KILLS)
+    kill_under_load(scene, running, ((victim,) for victim in victims))
+    scene.assert_exact()
