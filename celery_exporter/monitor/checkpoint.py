@@ -226,7 +226,7 @@ class CheckpointWriter:
         self._confirm(pending)
 
     def _append(self) -> Pending:
-        with self._state.lock:
+        with self._state.reading, self._state.lock:  # the mark is of whole messages
             record, pending = self._record(everything=False)
         self._file.append(record)
         return pending
@@ -249,7 +249,7 @@ class CheckpointWriter:
                 tasks = self._recorder.tasks(uuids[start : start + CHUNK_TASKS], self._state.now())
                 record = _encode(Checkpoint(tasks))
             yield record
-        with lock:
+        with self._state.reading, lock:
             final, pending = self._record(everything=False)
         last.append(pending)
         yield final

@@ -24,10 +24,15 @@ MAX_STEP_SECONDS = 1.0
 
 
 class ClusterState:
-    """A cluster, its lock and its listening clock. Take the lock for everything but `now`."""
+    """A cluster, its lock and its listening clock. Take the lock for everything but `now`.
+
+    `reading` is held while the messages of one read are applied, which takes the lock several times. Take it
+    before the lock for what must have all events of a message or none.
+    """
 
     def __init__(self, cluster: Cluster, config: MonitorConfig) -> None:
         self.lock = threading.Lock()
+        self.reading = threading.Lock()
         self.cluster = cluster
         self.reconciler = Reconciler(cluster, drops_expired=is_amqp(config.broker))
         self.listening = 0.0  # seconds; written by the event subscription alone

@@ -65,7 +65,7 @@ class EventSubscription:
         self.event_lag: float | None = None  # seconds from the newest event's timestamp to its arrival
         self.last_event: float | None = None  # epoch seconds
         self.last_refused: float | None = None  # epoch seconds, of an event in a serializer not accepted
-        #: Up to where the messages of a durable queue were applied. Written under the lock of the state.
+        #: Up to where the messages of a durable queue were applied. Read it with `reading` held.
         self.mark: tuple[int, int] | None = None
         self._config = config
         self._consumer = consumer
@@ -195,15 +195,16 @@ class EventSubscription:
     def apply(self, messages: list[Message]) -> None:
         """Decode messages, apply their events, and let time pass."""
         events: list[Event | Malformed] = []
-        for message in messages:  # not all at once: one may hold events of 100 MB
-            events += events_of(message, self._accept, self._schema)
-            if len(events) >= CHUNK_EVENTS:
-                self.apply_events(events)
-                events = []
-        self.apply_events(events)
-        with self._state.lock:
-            self._state.cluster.expire(self._state.now())
-            self.mark = self._consumer.mark
+        with self._state.reading:
+            for message in messages:  # not all at once: one may hold events of 100 MB
+                events += events_of(message, self._accept, self._schema)
+                if len(events) >= CHUNK_EVENTS:
+                    self.apply_events(events)
+                    events = []
+            self.apply_events(events)
+            with self._state.lock:
+                self._state.cluster.expire(self._state.now())
+                self.mark = self._consumer.mark
         self._pass_records_on()
 
     def _pass_records_on(self, *, last: bool = False) -> None:

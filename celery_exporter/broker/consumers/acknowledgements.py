@@ -1,7 +1,7 @@
 """Which messages of a durable queue were used, and which of them RabbitMQ may redeliver.
 
 A message is acknowledged when it was used: with a state file, when the file has what the message changed.
-RabbitMQ confirms nothing, but it replies to a later method in order. Until then it may redeliver a message
+RabbitMQ confirms nothing, but it replies to later methods. Until the second reply it may redeliver a message
 that was used; such a message has a known digest and is dropped, so each counts once.
 
 A relay that is killed publishes again what its own queue had no acknowledgement of. These are new messages to
@@ -106,10 +106,14 @@ class Acknowledgements:
         return tag
 
     def confirm(self, tag: int) -> None:
-        """Forget the messages up to a delivery tag, which RabbitMQ has deleted."""
-        self._confirmed = tag
+        """Take note of a reply that followed the acknowledgement of this delivery tag.
+
+        Forgets the messages up to the tag of the reply before: the process of a queue answers queries before
+        it takes acknowledgements that wait (prioritise_call in rabbit_amqqueue_process.erl).
+        """
+        deleted, self._confirmed = self._confirmed, tag
         for messages in (self._used, self._dropped):
-            while messages and messages[0][0] <= tag:
+            while messages and messages[0][0] <= deleted:
                 messages.popleft()
 
     def release(self, mark: Mark) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -12,14 +13,17 @@ import pytest
 from harness.configs import monitor_config
 from harness.waiting import eventually
 
+from celery_exporter.broker.message import Message
 from celery_exporter.core import tasks
 from celery_exporter.core.events import Event
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.monitor import checkpoint
+from celery_exporter.monitor.event_subscription import CHUNK_EVENTS
 from celery_exporter.monitor.monitor import Monitor
 from celery_exporter.persistence import state_file
 from celery_exporter.persistence.state_file import StateFileError
 
+HEARTBEAT = {"type": "worker-heartbeat", "hostname": "w@h", "timestamp": 1.75e9, "pid": 1, "clock": 1}
 UNREACHABLE_URL = "redis://127.0.0.1:1/0"
 
 
@@ -207,3 +211,43 @@ def test_after_a_record_that_cannot_be_written_the_file_is_rewritten(counting, m
     counting.send(2)
     counting.checkpoint.save()
     assert counting.shown() == counting.restart() == 7
+
+
+class CountedReads:
+    """A durable queue whose mark has the number of reads."""
+
+    is_active, duplicates, mark = True, 0, (1, 0)
+
+    def unconfirmed(self, _mark: tuple[int, int]) -> list[int]:
+        return []
+
+    def release(self, mark: tuple[int, int]) -> None:
+        pass
+
+
+def test_a_record_has_all_events_of_the_messages_up_to_its_mark(tmp_path):
+    """RabbitMQ delivers the messages after the mark again."""
+    config = monitor_config(UNREACHABLE_URL, state_file=str(tmp_path / "state"))
+    consumer = CountedReads()
+    monitor = Monitor(config, SeriesTracker(time.monotonic(), time.time(), is_saved=True), consumer)
+    reads, events_of_each, wrong = 40, 3 * CHUNK_EVENTS, []
+    message = Message(json.dumps([HEARTBEAT] * events_of_each).encode(), "application/json", "utf-8")
+    is_over = threading.Event()
+
+    def save() -> None:
+        while not is_over.is_set():
+            monitor.checkpoint.save()
+            pending = monitor.checkpoint._shown
+            counted = pending.snapshot.events["worker-heartbeat"]
+            if pending.mark is not None and counted != pending.mark[1] * events_of_each:
+                wrong.append((pending.mark, counted))
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    for number in range(1, reads + 1):
+        consumer.mark = (1, number)
+        monitor.subscription.apply([message])
+    is_over.set()
+    thread.join()
+    monitor.discard()
+    assert wrong == []
