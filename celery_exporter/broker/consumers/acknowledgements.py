@@ -108,7 +108,7 @@ class Acknowledgements:
     def confirm(self, tag: int) -> None:
         """Take note of a reply that followed the acknowledgement of this delivery tag.
 
-        Forgets the messages up to the tag of the reply before: the process of a queue answers queries before
+        Drops the messages up to the tag of the reply before: the process of a queue answers queries before
         it takes acknowledgements that wait (prioritise_call in rabbit_amqqueue_process.erl).
         """
         deleted, self._confirmed = self._confirmed, tag
