@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import kombu
 import pytest
+from celery.events.event import get_exchange
 from harness.events import publish_events, task_events
 from harness.exporter import Exporter, run_cli
 from harness.proxy import Proxy
@@ -104,6 +106,27 @@ def test_a_queue_that_was_deleted_is_declared_again(running, shards, tmp_path, r
     eventually(lambda: "the queue of shard 0 is gone" in relay.text(), 20)
     exporters = shards(rabbit_broker.url)
     until_equal(lambda: successes(exporters), 20, 20)
+
+
+def test_a_header_that_cannot_be_published_does_not_end_the_relay(running, shards, rabbit_broker, tmp_path):
+    """Each next relay would receive that message again."""
+    running(Relay(tmp_path / "relay", rabbit_broker.url, 2))
+    exporters = shards(rabbit_broker.url)
+    table: object = 1
+    for _ in range(700):
+        table = [table]  # py-amqp needs one call for each level when it reads, and two when it writes
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)
+    try:
+        with kombu.Connection(rabbit_broker.url) as connection:
+            producer = connection.Producer(exchange=get_exchange(connection))
+            producer.publish("[]", headers={"compression": table}, content_type="application/json")
+    finally:
+        sys.setrecursionlimit(limit)
+    publish(rabbit_broker.url, *range(20))
+    until_equal(lambda: successes(exporters), 20, 20)
+    malformed = "celery_exporter_events_malformed_total"
+    until_equal(lambda: [exporter.total(malformed) for exporter in exporters], [1, 0], 20)
 
 
 def test_a_connection_without_events_stays_open(running, tmp_path, rabbit_broker):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from celery_exporter.broker.message import EVENT_LINES, Message
 from celery_exporter.core.events import WORKER_TYPES
+from celery_exporter.core.json_array import MAX_ITEMS
 from celery_exporter.core.shards import Shard, ShardOfCluster, part_of, shard_of
 from celery_exporter.relay.split import EVERY_SHARD, MAX_TEXT_BYTES, Part, split
 from unit.core.test_shards import NATIVE, samples
@@ -31,6 +32,11 @@ EVENTS = st.lists(
 
 def message(events: object) -> Message:
     return Message(json.dumps(events).encode(), "application/json", "utf-8")
+
+
+def events_of(body: bytes) -> list[object]:
+    events = json.loads(body)
+    return events if isinstance(events, list) else [events]
 
 
 def lines(messages: list[Message], count: int) -> list[tuple[str, bytes]]:
@@ -80,6 +86,27 @@ def test_sums_over_shards_behind_a_relay_are_those_of_one_exporter(recording, co
     assert dict(missed) == {worker.name: worker.missed for worker in whole.workers}
 
 
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.stem)
+def test_events_that_are_relayed_together_stay_in_their_order(recording, count):
+    """A relay that was away reads heartbeats and task events of minutes at a time."""
+    events = [event for _, body in read(recording) for event in events_of(body)]
+    received: dict[int, list[object]] = {index: [] for index in range(count)}
+    for shard, line in lines([Message(body) for _, body in read(recording)], count):
+        for index in range(count) if shard == EVERY_SHARD else [int(shard)]:
+            received[index] += events_of(line)
+    for relayed in received.values():
+        assert relayed == [event for event in events if event in relayed]
+
+
+def test_a_message_that_is_no_line_stays_behind_the_lines_before_it():
+    line, other = b'{"type": "task-sent", "uuid": "a"}', b'{"type": "task-sent",\n"uuid": "a"}'
+    compressed = Message(b"x", "application/json", "utf-8", "gzip")
+    for message in (Message(other), compressed):
+        bodies = [part.message.body for part in split([Message(line), message, Message(line)], 1)]
+        assert bodies == [line, message.body, line]
+
+
 def test_messages_are_joined_by_shard():
     bodies = [b'{"type": "task-sent", "uuid": "%d"}' % number for number in range(100)]
     parts = split(map(Message, bodies), 4)
@@ -97,13 +124,32 @@ def test_joined_messages_have_a_limited_size():
 def test_what_cannot_be_read_goes_to_every_shard():
     bodies = [b"", b"{", b"[1]", b'[{"type": 1}]', b'{"uuid": "a"}', b"[" * 5_000, b"\xff", b"null", b"7"]
     for body in bodies:
-        assert lines([Message(body)], 4) == [(EVERY_SHARD, body)]
+        assert lines([Message(body)], 4) == [(shard, body) for shard in "0123"]
 
 
 def test_other_serializers_and_compressed_bodies_stay_as_they_are():
     compressed = Message(b"[]", "application/json", "utf-8", "gzip")
     for message in (Message(b"[]", "application/x-yaml"), compressed, Message(b"x", content_type=7)):
         assert split([message], 4) == [Part(EVERY_SHARD, message)]
+
+
+def test_lines_of_another_sender_are_not_those_of_a_relay():
+    (part,) = split([Message(b"{}\n{}", EVENT_LINES)], 4)
+    assert part.shard == EVERY_SHARD
+    assert part.message.content_type != EVENT_LINES
+
+
+@pytest.mark.parametrize("compression", [{"a": [1]}, 7, "x" * 1_000], ids=["table", "number", "long text"])
+def test_a_header_that_cannot_be_published_is_not_passed_on(compression):
+    parts = split([Message(b"[]", "application/json", "utf-8", compression)], 2)
+    assert [part.message.compression for part in parts] == [None, None]
+    assert [part.message.body for part in parts] == [b"", b""], "it counts as undecodable"
+
+
+def test_a_body_of_many_items_is_not_divided():
+    for item in (b"1", b"{}", b'{"type":""}'):
+        body = b"[" + b",".join([item] * (MAX_ITEMS + 1)) + b"]"
+        assert {part.message.body for part in split([Message(body)], 4)} == {body}
 
 
 def test_a_body_of_several_lines_stays_a_message():
