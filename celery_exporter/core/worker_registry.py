@@ -109,6 +109,18 @@ class WorkerRegistry:
         self.workers[worker.name] = worker
         self._on_restart(worker, now)
 
+    def resume(self, now: Timestamp) -> None:
+        """Expect the next event of each worker: another exporter has received all events for some time."""
+        for worker in list(self.workers.values()):
+            if worker.heartbeat is None and worker.events is None:  # only inspection has found it
+                del self.workers[worker.name]
+                self._awaited.pop(worker.name, None)
+                self.uninspected.pop(worker.name, None)
+                continue
+            worker.resume()
+            worker.update_liveness(now.listening, self._timeout)
+            self._on_restart(worker, now)
+
     # -- inspection --------------------------------------------------------------------------------------
 
     def record_inspection(

@@ -6,11 +6,13 @@ heartbeat interval, and never on its clock.
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.processes import Process, Processes
+from celery_exporter.core.processes import Observation, Process, Processes
 from celery_exporter.core.routing import Binding
 from celery_exporter.core.types import Timestamp
 
@@ -34,6 +36,8 @@ MAX_PROCESSED = 2**53
 #: Heartbeats in a row with more processed tasks and without `task-started` after which task events count as
 #: off. By whether the worker sends task events (None: unknown). A heartbeat may overtake a `task-started`.
 SILENT_HEARTBEATS = {None: 2, True: 3, False: 1}
+#: Listening time of the newest event of a worker of which none was received.
+NEVER = -math.inf
 #: Seconds by which a start may be stamped before or after its worker counts it. Between the two the worker
 #: acknowledges the message, which takes as long as the broker needs.
 MAX_START_OFFSET_SECONDS = 1.0
@@ -151,6 +155,7 @@ class Worker(Struct, gc=False):
     shared: bool = False  # several processes use the name, by their heartbeats
     starts: int = 0  # processes of this name after the first
     is_info_current: bool = False  # the current process replied with `info`
+    is_resumed: bool = False  # another exporter received its events until now
 
     @property
     def clock_skew(self) -> float | None:
@@ -208,8 +213,7 @@ class Worker(Struct, gc=False):
             event, now, event.freq or self.freq or DEFAULT_HEARTBEAT_SECONDS, silence
         )
         process = observation.process
-        self.restarts += observation.restarts
-        self.processed_total = min(self.processed_total + observation.tasks, MAX_PROCESSED)
+        self._count(observation)
         if process.left and process is not self.processes.tracked[-1]:
             return False  # the last event of a process while another one runs
         self._describe(event, now)
@@ -233,12 +237,27 @@ class Worker(Struct, gc=False):
         if event.active is not None:
             self.idle_since = None if self.active else self.idle_since or now.listening
         if event.processed is not None:
-            self.processed = event.processed
+            self.processed, self.is_resumed = event.processed, False
             if self.shared:
                 self._close_estimate()
             else:
                 self._estimate_missed(event.processed, event.timestamp)
         return observation.is_new and newest is not None
+
+    def _count(self, observation: Observation) -> None:
+        """Add what an event adds, unless another exporter has counted it."""
+        if not self.is_resumed:
+            self.restarts += observation.restarts
+            self.processed_total = min(self.processed_total + observation.tasks, MAX_PROCESSED)
+
+    def resume(self) -> None:
+        """Expect the next event: another exporter has received all events for some time.
+
+        What the worker did meanwhile was counted there, and is not missed. Until the event, it is down.
+        """
+        self._close_estimate()
+        self.processes, self.new_process, self.recent_starts = Processes(), None, 0
+        self.last_seen, self.is_resumed = NEVER, True
 
     def has_process(self, pid: int | None) -> bool:
         """Return whether a process with this pid is known."""

@@ -77,6 +77,7 @@ class EventSubscription:
         self._accept = {CONTENT_TYPES[name] for name in config.accept_content}
         self._duplicates = 0  # of earlier processes
         self._has_read = False  # since it was opened
+        self._takeovers = 0  # that the cluster knows of
         self._closed_since = time.time()  # epoch seconds; while it is not open
         self._error = ""  # that closed it, or of the last attempt to open it
 
@@ -186,9 +187,17 @@ class EventSubscription:
                 self._state.advance(now - last)
             last = now
             self._has_read = self._has_read or bool(messages)
+            self._notice_takeover()
             self.apply(messages)
             if self.mark is not None and not is_held_back():
                 self._consumer.release(self.mark)
+
+    def _notice_takeover(self) -> None:
+        """Expect new events of all workers if another exporter received them until now."""
+        if self._takeovers != self._consumer.takeovers:
+            self._takeovers = self._consumer.takeovers
+            with self._state.lock:
+                self._state.cluster.registry.resume(self._state.now())
 
     # -- messages ------------------------------------------------------------------------------------------
 

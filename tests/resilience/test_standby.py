@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 
@@ -97,3 +98,28 @@ def test_the_active_one_stops(running, pair, rabbit_broker):
         running(replica).connected()
     tasks = stream.end()
     until_equal(lambda: totals(pair), dict.fromkeys(STATES, tasks), 30)
+
+
+def test_tasks_that_the_other_one_counted_are_not_missed(running, pair, rabbit_broker):
+    """Heartbeats have the number of all tasks, of which each replica receives a part."""
+    moments = itertools.count(time.time() - 100, 2)
+
+    def send(kind, **fields):
+        event = {"type": kind, "hostname": "w@box", "pid": 7, "freq": 2.0, "timestamp": next(moments)}
+        publish_events(rabbit_broker.url, {**event, **fields})
+
+    for tasks, replica in enumerate((*pair, pair[0])):
+        eventually(lambda replica=replica: is_active(replica), 20)
+        before = heartbeats(replica)
+        send("worker-heartbeat", processed=tasks)
+        send("task-started", uuid=f"task-{tasks}")
+        for _ in range(3):
+            send("worker-heartbeat", processed=tasks + 1)
+        until_equal(lambda replica=replica: heartbeats(replica), before + 4, 20)
+        replica.stop_cleanly()
+        running(replica).connected()
+    assert [replica.total("celery_exporter_events_missed_total") for replica in pair] == [0, 0]
+
+
+def heartbeats(replica):
+    return replica.total("celery_exporter_events_total", kind="worker-heartbeat")

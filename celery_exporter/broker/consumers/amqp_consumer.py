@@ -77,6 +77,7 @@ class AmqpConsumer(BaseConsumer):
         elif acks is None and self._config.event_queue_durable:
             self._acks = Acknowledgements(PREFETCH_WITH_STATE if saves_state else PREFETCH)
         self.is_active = self._acks is None
+        self._is_standby = False  # another one was active when that was known last
         self._is_intact = False  # the last read ended without an error
         # Of the open connection: kombu's channel, py-amqp's connection and frame handler, and the socket.
         self._channel: Any = None
@@ -219,7 +220,8 @@ class AmqpConsumer(BaseConsumer):
         if self._acks is None:
             self._add(message)
             return
-        self.is_active = self._is_decided = True
+        if not self.is_active or not self._is_decided:
+            self._decide(is_active=True)
         tag, redelivered = self._delivery
         has_lines = self._acks.is_relayed and message.content_type == EVENT_LINES
         for part in _lines(message) if has_lines else [message]:
@@ -264,8 +266,11 @@ class AmqpConsumer(BaseConsumer):
         first message decides.
         """
         if consumers == 1 or not self._is_decided:
-            self.is_active = consumers == 1
-        self._is_decided = True
+            self._decide(is_active=consumers == 1)
+
+    def _decide(self, *, is_active: bool) -> None:
+        self.takeovers += is_active and self._is_standby
+        self.is_active, self._is_standby, self._is_decided = is_active, not is_active, True
 
     # -- the durable queue
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from celery_exporter.core.workers import WorkerInfo
 from unit.persistence.test_state import restarted
 
 from .cluster_driver import ClusterDriver, heartbeat, sent, started
@@ -209,3 +210,41 @@ def test_a_clock_that_is_set_back_causes_no_missed_events(back, after):
         driver.wait(0.25)
     worker = driver.cluster.workers["w@h"]
     assert (worker.missed, worker.events) == (0, True)
+
+
+# -- after another exporter has received the events ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("pid", [1, 2], ids=["the same process", "a new one"])
+def test_what_another_exporter_has_counted_is_neither_missed_nor_counted_again(pid):
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=0, processed=10), started("a", at=1), heartbeat(at=2, processed=11))
+    driver.cluster.registry.resume(driver.timestamp())
+    worker = driver.cluster.workers["w@h"]
+    assert not worker.up, "until its next event"
+    later = {"pid": pid}
+    driver.apply(heartbeat(at=100, processed=61, **later), heartbeat(at=102, processed=61, **later))
+    driver.apply(started("b", at=103, **later), heartbeat(at=104, processed=62, **later))
+    driver.apply(heartbeat(at=106, processed=62, **later))
+    assert worker.up
+    assert (worker.missed, worker.processed_total, worker.restarts) == (0, 12, 0)
+    driver.apply(heartbeat(at=108, processed=64, **later), heartbeat(at=110, processed=64, **later))
+    assert (worker.missed, worker.processed_total) == (2, 14)
+
+
+def test_a_worker_that_only_inspection_found_is_no_worker_when_another_exporter_had_the_events():
+    """It may have ended long ago: a standby sees no worker-offline."""
+    driver = ClusterDriver()
+    driver.cluster.record_inspection({"w@h": WorkerInfo()}, driver.timestamp())
+    driver.cluster.registry.resume(driver.timestamp())
+    assert driver.cluster.workers == {}
+    assert not driver.cluster.registry.uninspected
+
+
+def test_the_state_file_keeps_that_another_exporter_has_counted():
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=0, processed=10))
+    driver.cluster.registry.resume(driver.timestamp())
+    after = restarted(driver)
+    after.apply(heartbeat(at=100, processed=61))
+    assert after.cluster.workers["w@h"].processed_total == 10

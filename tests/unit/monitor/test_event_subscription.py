@@ -23,6 +23,7 @@ class FailingConsumer:
 
     mark = None
     is_active = True
+    takeovers = 0
     duplicates = 0
 
     def __init__(self, *, has_messages: bool) -> None:
@@ -165,6 +166,19 @@ def test_an_unexpected_error_is_shown_without_its_text(running):
     events = running(ScriptedConsumer(*[ValueError("secret")] * 1_000))
     outage = eventually(lambda: (view := events.outage()) and view.error and view, 20)
     assert outage.error == "ValueError"
+
+
+@pytest.mark.parametrize("takeovers", [0, 1])
+def test_what_is_known_of_workers_is_old_after_a_time_as_a_standby(running, takeovers):
+    consumer = ScriptedConsumer()
+    events = running(consumer)
+    events.apply([Message(json.dumps(HEARTBEAT).encode())])
+    worker = events._state.cluster.workers["w@h"]
+    consumer.takeovers, listening = takeovers, events._state.listening
+    eventually(lambda: events._state.listening > listening + 0.1, 20)
+    assert worker.up == (takeovers == 0)
+    events.apply([Message(json.dumps(HEARTBEAT).encode())])
+    assert worker.up
 
 
 def test_messages_become_events_and_unreadable_ones_are_counted():
