@@ -136,6 +136,12 @@ def _check_event_queue(values: Mapping[str, Any]) -> None:
     given = [KEYS[key].name for key in ("event_queue_durable", "event_queue") if values[key]]
     if len(given) > 1:
         raise BadSettingError("--event-queue: got --event-queue-durable, too; give one of them")
+    numbers = re.search(r"\.(\d+)-of-(\d+)$", values["event_queue"] or "")
+    if numbers and "/".join(numbers.groups()) != str(values["shard"]):
+        raise BadSettingError(
+            f"--event-queue: got '{values['event_queue']}', the queue of shard {'/'.join(numbers.groups())}; "
+            f"give --shard {'/'.join(numbers.groups())}"
+        )
     if given and values["event_consumer"] == "kombu":
         raise BadSettingError(
             f"--event-consumer: got 'kombu', which cannot acknowledge; --{given[0]} needs auto"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from celery_exporter.core.events import Event
 from celery_exporter.core.label_sets import LabelSets
@@ -44,6 +44,8 @@ class WorkerRegistry:
         self.uninspected: dict[str, float] = {}
         #: Those of them that restarted, and for whose reply tasks wait.
         self._awaited: dict[str, float] = {}
+        #: Whether all task events of the worker of this name arrive here.
+        self.is_whole: Callable[[str], bool] = lambda _: True
         self._label_sets = label_sets
         self._fallbacks = fallbacks
         self._timeout = worker_timeout
@@ -88,7 +90,7 @@ class WorkerRegistry:
             if len(self.workers) >= MAX_WORKERS or clipped(name) != name:
                 self.limit_rejections["worker"] += 1
                 return None
-            worker = self.workers[name] = Worker(name, now.listening)
+            worker = self.workers[name] = Worker(name, now.listening, is_whole=self.is_whole(name))
             self.purged.pop(name, None)
             self.uninspected[name] = now.listening
         worker.last_seen = now.listening

@@ -156,6 +156,8 @@ class Worker(Struct, gc=False):
     starts: int = 0  # processes of this name after the first
     is_info_current: bool = False  # the current process replied with `info`
     is_resumed: bool = False  # another exporter received its events until now
+    #: Whether all of its task events arrive here: a relay sends a shard those of its own workers.
+    is_whole: bool = True
 
     @property
     def clock_skew(self) -> float | None:
@@ -289,7 +291,7 @@ class Worker(Struct, gc=False):
             self.new_process = None
             unsure = self.estimator.unsure_at_first if self.estimator else 0
             missing = max(0, new_process.processed - new_process.received_starts - unsure)
-            if missing and self.events and not self.info.silent_tasks:
+            if missing and self.events and self.is_whole and not self.info.silent_tasks:
                 self.missed_before = min(self.missed_before + missing, MAX_PROCESSED)
                 self.missed = min(self.missed + missing, MAX_PROCESSED)
 
@@ -312,6 +314,8 @@ class Worker(Struct, gc=False):
             self.skew = skew if self.skew is None else max(skew, self.skew)
 
     def _estimate_missed(self, processed: int, timestamp: float) -> None:
+        if not self.is_whole:
+            return
         if self.estimator is not None and self.estimator.is_set_back(timestamp):
             self._close_estimate()  # timestamps no longer show which starts it has counted
         if self.estimator is None:

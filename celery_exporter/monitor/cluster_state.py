@@ -96,6 +96,8 @@ def new_cluster(config: MonitorConfig) -> Cluster:
         records=records,
         kept_tasks=config.history.history_memory if config.history.is_on else 0,
     )
+    if config.shard is not None and config.broker.event_queue is not None:
+        cluster.registry.is_whole = config.shard.has
     if config.traces:
         aggregates.root_of = cluster.root_of
     cluster.queues.request(name for name in config.queues if show_queue(name))

@@ -76,6 +76,7 @@ class EventSubscription:
         self._on_records = on_records
         self._accept = {CONTENT_TYPES[name] for name in config.accept_content}
         self._duplicates = 0  # of earlier processes
+        self._is_standby = False
         self._has_read = False  # since it was opened
         self._takeovers = 0  # that the cluster knows of
         self._closed_since = time.time()  # epoch seconds; while it is not open
@@ -183,18 +184,23 @@ class EventSubscription:
         while not stopping.is_set():
             messages = self._consumer.read(READ_SECONDS)
             now = time.monotonic()
-            if self._consumer.is_active and not self._is_blocked():
+            self._note_active()
+            if not self._is_blocked():  # on a standby, too: events that it has deferred become due
                 self._state.advance(now - last)
             last = now
             self._has_read = self._has_read or bool(messages)
-            self._notice_takeover()
             self.apply(messages)
             if self.mark is not None and not is_held_back():
                 self._consumer.release(self.mark)
 
-    def _notice_takeover(self) -> None:
-        """Expect new events of all workers if another exporter received them until now."""
-        if self._takeovers != self._consumer.takeovers:
+    def _note_active(self) -> None:
+        """Take note of whether another exporter receives the events of the durable queue."""
+        is_standby = self.active() is False
+        if is_standby and not self._is_standby:
+            log.info("standby: another exporter receives the events")
+        self._is_standby = is_standby
+        if self._takeovers != self._consumer.takeovers:  # expect new events of all workers
+            log.info("active: this exporter receives the events from now on")
             self._takeovers = self._consumer.takeovers
             with self._state.lock:
                 self._state.cluster.registry.resume(self._state.now())

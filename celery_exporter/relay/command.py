@@ -46,7 +46,9 @@ def relay(
 
     Waits for a broker that cannot be reached. Raises UnusableURLError for a URL that is not of RabbitMQ.
     """
-    source = replace(source, event_queue_durable=False, event_queue=f"{source.event_exchange}.relay")
+    source = replace(
+        source, event_queue_durable=False, event_queue=f"{source.event_exchange}.relay-of-{count}"
+    )
     for config in (source, target):
         check(replace(config, event_queue=source.event_queue))
     consumer = AmqpConsumer(ConfigSource(source), acks=Acknowledgements(PREFETCH))

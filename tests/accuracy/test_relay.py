@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def start(scene: Scene, tmp_path: Path, running: Any, count: int) -> tuple[Relay
     return relay, exporters
 
 
+def findings(exporter: Exporter, check: str) -> list[dict[str, str]]:
+    """Return the results of a health check."""
+    status = json.loads(exporter.get("/api/v1/status").text)
+    return [finding for finding in status["findings"] if finding["check"] == check]
+
+
 @on_rabbitmq
 @pytest.mark.parametrize("count", COUNTS)
 def test_shards_behind_a_relay(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
@@ -43,6 +50,8 @@ def test_shards_behind_a_relay(scene: Scene, tmp_path: Path, running: Any, count
     scene.start(scene.make_worker("one@test", concurrency=2), scene.make_worker("two@test", concurrency=1))
     send_shuffled(scene, (*PLAIN, *LATER, *BACK_OFF, *KILLED), CELERY)
     scene.await_ends()
+    missed = [finding for exporter in exporters for finding in findings(exporter, "missed-events")]
+    assert {finding["severity"] for finding in missed} <= {"ok"}, missed
     samples = scene.assert_exact()
     assert samples.by("celery_worker_up", "worker") == {("one@test",): 0.0, ("two@test",): 0.0}
     parts = [exporter.total("celery_tasks_total", state="SUCCESS") for exporter in exporters]

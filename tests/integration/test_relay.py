@@ -54,7 +54,7 @@ def test_it_says_what_it_declares_and_stops_at_a_signal(running, tmp_path, rabbi
     lines = relay.text().splitlines()
     assert "guest:***@" in lines[0], "no password in the log"
     assert "guest:guest" not in relay.text()
-    assert lines[0].startswith("declares the queue celeryev.relay on amqp://")
+    assert lines[0].startswith("declares the queue celeryev.relay-of-2 on amqp://")
     assert lines[1].startswith("declares the queues celeryev.0-of-2, celeryev.1-of-2 on amqp://")
 
 
@@ -164,7 +164,7 @@ def test_what_it_cannot_do_is_a_usage_error(arguments, error):
 
 
 def test_an_exporter_of_a_queue_needs_rabbitmq_and_the_queue(running, tmp_path, rabbit_broker):
-    result = run_cli("--broker-url", "redis://127.0.0.1:1/0", "--event-queue", "celeryev.0-of-2")
+    result = run_cli("--broker-url", "redis://127.0.0.1:1/0", "--event-queue", "mine")
     assert result.returncode == 2
     assert "--event-queue needs amqp:// or amqps://, and the broker URL is redis://" in result.stderr
     app = running(Exporter(tmp_path / "exporter", rabbit_broker.url, "--event-queue", "nowhere"))

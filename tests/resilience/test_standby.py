@@ -117,9 +117,26 @@ def test_tasks_that_the_other_one_counted_are_not_missed(running, pair, rabbit_b
             send("worker-heartbeat", processed=tasks + 1)
         until_equal(lambda replica=replica: heartbeats(replica), before + 4, 20)
         replica.stop_cleanly()
+        (other,) = [one for one in pair if one is not replica]
+        eventually(lambda other=other: is_active(other), 20)
         running(replica).connected()
     assert [replica.total("celery_exporter_events_missed_total") for replica in pair] == [0, 0]
 
 
 def heartbeats(replica):
     return replica.total("celery_exporter_events_total", kind="worker-heartbeat")
+
+
+@pytest.mark.long
+def test_one_that_was_frozen_takes_no_message_that_the_other_one_got(pair, rabbit_broker):
+    """RabbitMQ closes a connection without heartbeats, and delivers again what it had sent there."""
+    stream = Traffic(rabbit_broker.url)
+    stream.start()
+    frozen, other = pair
+    eventually(lambda: frozen.successes() > 100, 30)
+    frozen.pause()
+    eventually(lambda: is_active(other) and other.successes() > 500, 60)
+    frozen.resume()
+    tasks = stream.end()
+    eventually(lambda: all(total >= tasks for total in totals(pair).values()), 60)
+    assert max(totals(pair).values()) <= tasks + MAX_REPEATED_TASKS / 4

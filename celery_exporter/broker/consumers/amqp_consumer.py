@@ -25,7 +25,13 @@ from amqp.serialization import loads
 from kombu import Exchange, Queue
 
 from celery_exporter.broker.codecs import JSON, MAX_BODY
-from celery_exporter.broker.connection import BrokerError, Source, broker_errors, receive
+from celery_exporter.broker.connection import (
+    HEARTBEAT_SECONDS,
+    BrokerError,
+    Source,
+    broker_errors,
+    receive,
+)
 from celery_exporter.broker.consumers.acknowledgements import RELAYED_LINES, Acknowledgements
 from celery_exporter.broker.consumers.amqp_frames import Frame, Frames
 from celery_exporter.broker.consumers.base import (
@@ -95,7 +101,7 @@ class AmqpConsumer(BaseConsumer):
         # Signs of life.
         self._probed: int | None = None  # acknowledged when the probe was sent that has no reply yet
         self._is_alive = False
-        self._last_message = self._last_bound = 0.0  # monotonic times
+        self._last_message = self._last_bound = self._last_read = 0.0  # monotonic times
 
     # -- subscription
 
@@ -123,7 +129,7 @@ class AmqpConsumer(BaseConsumer):
         self._amqp.on_inbound_frame = self._on_frame
         self._properties, self._body, self._missing_bytes, self._is_kept = b"", [], 0, True
         self._probed, self._is_alive, self._is_decided = None, False, False
-        self._last_message = self._last_bound = time.monotonic()
+        self._last_message = self._last_bound = self._last_read = time.monotonic()
         if self._acks is not None:
             self._acks.start_connection()
             self.mark = self._acks.mark
@@ -151,11 +157,13 @@ class AmqpConsumer(BaseConsumer):
         if self._acks is None:
             return super().read(timeout)
         self._is_intact = False
+        self._check_pause()
         if self._failure is None:
             with broker_errors(self._connection):
                 self._acknowledge(self._acks)
         batch = super().read(timeout)
         self._acks.end_read()
+        self._last_read = time.monotonic()
         self.mark = self._acks.mark
         self._is_intact = self._failure is None
         return batch
@@ -273,6 +281,15 @@ class AmqpConsumer(BaseConsumer):
         self.is_active, self._is_standby, self._is_decided = is_active, not is_active, True
 
     # -- the durable queue
+
+    def _check_pause(self) -> None:
+        """Raise BrokerError after a pause in which RabbitMQ may have given the messages to another consumer.
+
+        What the socket still has would count twice.
+        """
+        pause = time.monotonic() - self._last_read
+        if pause > HEARTBEAT_SECONDS:
+            raise BrokerError(f"nothing was read for {pause:.0f} s, so RabbitMQ has closed the connection")
 
     @property
     def duplicates(self) -> int:

@@ -126,6 +126,11 @@ def test_equal_sections_are_given_equally(path):
             "broker_url: amqp://\nevent_queue: mine\nevent_queue_durable: true",
             "--event-queue: got --event-queue-durable, too",
         ),
+        (
+            "broker_url: amqp://\nevent_queue: celeryev.1-of-2\nshard: 0/2",
+            "--event-queue: got 'celeryev.1-of-2', the queue of shard 1/2; give --shard 1/2",
+        ),
+        ("broker_url: amqp://\nevent_queue: celeryev.1-of-2", "give --shard 1/2"),
         ("broker_url: redis://\nshard: 2/2", "shard: got '2/2'; it takes I/N, such as 0/4"),
         ("broker_url: redis://\nshard: '2'", "shard: got '2'; it takes I/N, such as 0/4"),
         ("static_label: {broker: x}\nbrokers: {a: {url: redis://a}}", "--static-label: got 'broker=x'"),
