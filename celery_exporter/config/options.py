@@ -208,7 +208,7 @@ OPTIONS = (
     Option(
         name="event-queue-durable",
         group="Events",
-        help="RabbitMQ: use a durable queue, which keeps events while its one exporter is down.",
+        help="RabbitMQ: use a durable queue, which keeps events while no exporter runs.",
         expects="true or false",
         parse=parsers.switch,
         default=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from harness.exporter import Exporter, Response, Samples
@@ -46,6 +47,23 @@ class Shards:
             for series, value in exporter.samples().items():
                 total[series] = total.get(series, 0.0) + value
         return total
+
+
+def start_shards(
+    scene: Scene, folder: Path, running: Any, arguments: list[tuple[str, ...]]
+) -> list[Exporter]:
+    """Start shards with these arguments, which have state files, and let the scene ask all of them."""
+    exporters = [
+        Exporter(
+            folder / f"shard-{index}",
+            scene.broker.url,
+            *("--task-labels", "queue_name,worker", "--state-file", "state", *own),
+        )
+        for index, own in enumerate(arguments)
+    ]
+    running(*exporters)
+    scene.exporter = Shards(exporters)  # type: ignore[assignment]
+    return exporters
 
 
 def kill_under_load(scene: Scene, running: Any, groups: Iterable[tuple[Process, ...]]) -> None:

@@ -14,7 +14,7 @@ from harness.relay import Relay, shard_arguments
 
 from .jobs import BACK_OFF, KILLED, LATER, PLAIN, send_shuffled
 from .scene import Scene
-from .shards import COUNTS, KILLS, Shards, kill_under_load
+from .shards import COUNTS, KILLS, kill_under_load, start_shards
 
 CELERY = ("celery",)
 
@@ -23,17 +23,8 @@ def start(scene: Scene, tmp_path: Path, running: Any, count: int) -> tuple[Relay
     """Start a relay and the shards behind it, which have state files."""
     relay = Relay(tmp_path / "relay", scene.broker.url, count)
     running(relay)
-    exporters = [
-        Exporter(
-            tmp_path / f"shard-{index}",
-            scene.broker.url,
-            *("--task-labels", "queue_name,worker", "--state-file", "state"),
-            *shard_arguments(index, count),
-        )
-        for index in range(count)
-    ]
-    running(*exporters)
-    scene.exporter = Shards(exporters)  # type: ignore[assignment]
+    own = [shard_arguments(index, count) for index in range(count)]
+    exporters = start_shards(scene, tmp_path, running, own)
     return relay, exporters
 
 

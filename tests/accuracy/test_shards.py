@@ -12,7 +12,7 @@ from harness.exporter import Exporter
 
 from .jobs import BACK_OFF, KILLED, LATER, PLAIN, send_shuffled
 from .scene import Scene
-from .shards import COUNTS, KILLS, Shards, kill_under_load
+from .shards import COUNTS, KILLS, Shards, kill_under_load, start_shards
 from .test_endings import send_expired, send_revoked
 
 CELERY = ("celery",)
@@ -42,17 +42,8 @@ def test_shards(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
 @pytest.mark.parametrize("count", COUNTS)
 def test_shards_are_killed(scene: Scene, tmp_path: Path, running: Any, count: int) -> None:
     """Each has a durable queue and a state file. No event is lost, and none counts twice."""
-    exporters = [
-        Exporter(
-            tmp_path / f"shard-{index}",
-            scene.broker.url,
-            *("--task-labels", "queue_name,worker", "--state-file", "state"),
-            *("--shard", f"{index}/{count}", "--event-queue-durable"),
-        )
-        for index in range(count)
-    ]
-    running(*exporters)
-    scene.exporter = Shards(exporters)  # type: ignore[assignment]
+    own = [("--shard", f"{index}/{count}", "--event-queue-durable") for index in range(count)]
+    exporters = start_shards(scene, tmp_path, running, own)
     scene.start(scene.make_worker("one@test", pool="threads", concurrency=4))
     victims = itertools.islice(itertools.cycle(exporters), KILLS)
     kill_under_load(scene, running, ((victim,) for victim in victims))

@@ -10,9 +10,10 @@ from unit.persistence.test_state import restarted
 from .cluster_driver import ClusterDriver, heartbeat, sent, started
 
 
-def worker_after(*moments):
+def worker_after(*moments, is_whole=True):
     """Apply heartbeats (at, processed) and starts (at,); return the worker."""
     driver = ClusterDriver()
+    driver.cluster.registry.is_whole = lambda _: is_whole
     for number, (at, *processed) in enumerate(moments):
         driver.apply(heartbeat(at=at, processed=processed[0]) if processed else started(f"u{number}", at=at))
     return driver.cluster.workers["w@h"]
@@ -27,6 +28,13 @@ def test_no_event_is_missed_while_all_arrive():
 def test_a_heartbeat_that_overtakes_buffered_events_is_no_loss():
     assert worker_after((0, 0), (2, 2), (1.9,), (1.95,), (4, 2), (6, 2)).missed == 0
     assert worker_after((0, 0), (2, 2), (1.9,), (4, 2), (6, 2)).missed == 1
+
+
+def test_starts_that_a_relay_sends_to_other_shards_are_not_missed():
+    moments = ((0, 0), (1.9,), (2, 9), (4, 18), (6, 27), (8, 36))
+    assert worker_after(*moments).missed + (worker_after(*moments).events is False) > 0
+    worker = worker_after(*moments, is_whole=False)
+    assert (worker.missed, worker.events) == (0, True)
 
 
 @pytest.mark.parametrize("start_first", [True, False])
