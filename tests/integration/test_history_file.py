@@ -21,8 +21,9 @@ from harness.events import publish_events, task_events
 from harness.exporter import Exporter
 from harness.waiting import eventually, until_equal
 
+from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.history import query
-from celery_exporter.history.file import HistoryFileError, connect_reader
+from celery_exporter.history.file import HistoryFileError, connect_reader, translated
 
 from .test_find import find, task
 
@@ -63,16 +64,22 @@ def answers(app: Exporter, *uuids: str) -> list[Any]:
 
 def stored_state(path: Path, uuid: str) -> str | None:
     """Return the state that a task has in the file."""
-    with contextlib.suppress(HistoryFileError), contextlib.closing(connect_reader(path)) as connection:
-        found = query.find(connection, uuid, 1)
-        return found[0].state if found else None
-    return None
+    return next((info.state for info in stored(path, uuid)), None)
 
 
 def stored_attempts(path: Path, uuid: str) -> list[str]:
     """Return the states of the attempts that a task has in the file."""
-    with contextlib.suppress(HistoryFileError), contextlib.closing(connect_reader(path)) as connection:
-        return [attempt.state for info in query.find(connection, uuid, 1) for attempt in info.attempts]
+    return [attempt.state for info in stored(path, uuid) for attempt in info.attempts]
+
+
+def stored(path: Path, uuid: str) -> list[TaskInfo]:
+    """Return the task that the file has, if it has it: the exporter may not have created the tables yet."""
+    with (
+        contextlib.suppress(HistoryFileError),
+        contextlib.closing(connect_reader(path)) as connection,
+        translated(path),
+    ):
+        return query.find(connection, uuid, 1)
     return []
 
 
@@ -205,8 +212,11 @@ def test_attempts_keep_their_numbers_over_a_restart_without_a_state_file(
     """One task is retried and started after the restart, the other one was retried before it."""
     app = running(remembering()).connected()
     running(worker("w@box", concurrency=1))
+    client.send_task("tasks.hold", ["both received"])
     later = client.send_task("tasks.retry_once").id
     first = client.send_task("tasks.hold_and_retry", ["gate"]).id
+    until_equal(lambda: [stored_attempts(path, uuid) for uuid in (later, first)], [["RECEIVED"]] * 2, 30)
+    outcomes.open_gate("both received")
     expected = [["RETRY", "RECEIVED"], ["STARTED"]]
     until_equal(lambda: [stored_attempts(path, uuid) for uuid in (later, first)], expected, 30)
     before = [task(app, uuid)["attempts"] for uuid in (later, first)]
