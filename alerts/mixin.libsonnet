@@ -257,6 +257,20 @@
         )
       )
     |||),
+    // A beat that moves to another host has another name, so one that is up is enough. Beats that never replied are
+    // unknown (Celery before 5.7).
+    alert(
+      'CeleryBeatDown',
+      'tasks',
+      |||
+        max by (%(cluster)s) (celery_beat_up) == 0
+        unless max by (%(cluster)s) (celery_broker_up) == 0
+        %(notBlocked)s
+      |||,
+      'No Celery beat has replied in {{ $labels.job }} for at least %(pending)s',
+      'No periodic task is sent. ' +
+      'Check whether beat runs, whether its scheduler ticks (its log), and whether it can reach the broker.',
+    ),
     // In this order: tasks that are due in this job; tasks that are due in each job that has them; and, with the value 0,
     // tasks that no exporter has.
     alert(

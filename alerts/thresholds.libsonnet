@@ -24,6 +24,7 @@
     CeleryTasksOrphaned: { severity: 'warning', 'for': '15m' },
     CeleryRedeliveryStorm: { severity: 'warning', 'for': '10m' },
     CeleryPeriodicTaskAbsent: { severity: 'warning', 'for': '5m' },
+    CeleryBeatDown: { severity: 'critical', 'for': '5m' },
     CeleryHighQueueDepth: { severity: 'warning', 'for': '10m' },
     CeleryQueueWithoutConsumers: { severity: 'critical', 'for': '5m' },
     CeleryQueueWaitHigh: { severity: 'warning', 'for': '10m' },

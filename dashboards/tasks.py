@@ -4,6 +4,7 @@ from dashboards import promql as q
 from dashboards.build import Board, url_of_value
 from dashboards.panels import (
     AGO,
+    ONLINE,
     PLAIN,
     RATE,
     SECONDS,
@@ -220,6 +221,22 @@ BOARD = Board(
                     Column("Last failure", last_milliseconds("FAILURE", "task_name"), AGO),
                 ],
                 link=url_of_value("celery-tasks", "task", "Task"),
+            ),
+        ],
+        "Beat": [
+            table(
+                "Beat",
+                "Each beat that has replied, by its node name. Without a beat that is online, no periodic "
+                "task is sent. Empty for beats that do not reply (beat_enable_remote_control, Celery 5.7).",
+                Column("Beat", "worker"),
+                [
+                    Column("Status", q.maximum("celery_beat_up", "worker"), meanings=ONLINE),
+                    Column(
+                        "Last reply",
+                        q.since_last("celery_beat_last_reply_timestamp_seconds", "worker"),
+                        SECONDS,
+                    ),
+                ],
             ),
         ],
     },

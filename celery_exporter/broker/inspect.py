@@ -1,4 +1,4 @@
-"""Inspects workers with remote control commands, as `celery inspect` does.
+"""Inspects workers and beats with remote control commands, as `celery inspect` does.
 
 Each command is one broadcast for all workers.
 
@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from celery_exporter.broker.mailbox import ControlClient
+from celery_exporter.core.beats import MAX_BEATS
 from celery_exporter.core.routing import MAX_BINDINGS, Binding
 from celery_exporter.core.workers import MAX_WORKERS, WorkerInfo
 
@@ -94,6 +95,10 @@ class _Scheduled(Struct):
         return self.request.id
 
 
+class _Pong(Struct):
+    ok: _Text
+
+
 class Configuration(Struct, frozen=True):
     """The settings of a worker that matter here. None: not set, or its default."""
 
@@ -111,6 +116,8 @@ _HELD = (
     ("reserved", Annotated[list[_Task], _Many]),
     ("active", Annotated[list[_Task], _Many]),
 )
+#: How the node names of beats begin, unless `celery beat --hostname` gives another one.
+BEAT_PREFIX = "celerybeat@"
 #: The argument by which `registered` returns an attribute of each task.
 _WITH_SEND_EVENTS = {"taskinfoitems": ["send_events"]}
 #: What `registered` then adds to the name of a task with send_events = False.
@@ -176,6 +183,11 @@ class WorkerInspector:
                 )
             workers[name] = msgspec.structs.replace(before.get(name, WorkerInfo()), **changes)
         return workers
+
+    def ping_beats(self) -> set[str]:
+        """Return the node names of the beats that replied. Workers do not reply: their names do not fit."""
+        replies = self._control.call("ping", MAX_BEATS, pattern=f"{BEAT_PREFIX}*")
+        return {name for name, _ in _checked(replies, _Pong) if name.startswith(BEAT_PREFIX)}
 
     def enable_events(self, workers: Iterable[str]) -> None:
         """Switch on task events in these workers."""

@@ -61,14 +61,18 @@ class ControlClient:
         limit: int,
         only: Collection[str] | None = None,
         arguments: dict[str, Any] | None = None,
+        pattern: str | None = None,
     ) -> list[Any]:
-        """Return up to `limit` replies, of all workers or `only` of these. Raises BrokerError."""
+        """Return up to `limit` replies, of all nodes, `only` of these, or of those whose name fits a pattern.
+
+        A pattern is one of fnmatch. Raises BrokerError.
+        """
         self.refused.clear()
         replies: list[Any] = []
         with broker_errors(self._connection):
             for mailbox in self._mailboxes:
                 if len(replies) < limit:
-                    new = mailbox.ask(command, limit - len(replies), only, arguments)
+                    new = mailbox.ask(command, limit - len(replies), only, arguments, pattern)
                     mailbox.replies = len(new)
                     replies += new
         # The mailbox with the most replies comes first: the limit may be reached before the others.
@@ -121,10 +125,26 @@ class _Mailbox(Mailbox):  # type: ignore[misc]
         return queue
 
     def ask(
-        self, command: str, limit: int, only: Collection[str] | None, arguments: dict[str, Any] | None
+        self,
+        command: str,
+        limit: int,
+        only: Collection[str] | None,
+        arguments: dict[str, Any] | None,
+        pattern: str | None,
     ) -> list[Any]:
-        """Return the replies of all workers, or `only` of these."""
-        if only is None:
+        """Return the replies of all nodes, `only` of these, or of those whose name fits a pattern."""
+        if pattern is not None:
+            # As celery.app.control does: kombu has no public method for it.
+            replies = self._broadcast(
+                command,
+                arguments,
+                reply=True,
+                timeout=REPLY_TIMEOUT_SECONDS,
+                limit=limit,
+                pattern=pattern,
+                matcher="glob",
+            )
+        elif only is None:
             replies = self.multi_call(command, arguments, timeout=REPLY_TIMEOUT_SECONDS, limit=limit)
         else:
             replies = self.call(list(only), command, arguments, timeout=REPLY_TIMEOUT_SECONDS)

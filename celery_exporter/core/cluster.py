@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from celery_exporter.core.aggregates import Aggregates
+from celery_exporter.core.beats import Beats
 from celery_exporter.core.events import KNOWN_TYPES, MEASURED, WORKER_TYPES, Event
 from celery_exporter.core.label_sets import LabelSets, rest
 from celery_exporter.core.limits import Limits
@@ -71,6 +72,7 @@ class Cluster:
         self.registry = WorkerRegistry(
             self.label_sets, self.fallbacks, limits.worker_timeout, limits.purge_offline_worker_metrics
         )
+        self.beats = Beats(limits.purge_offline_worker_metrics)
         self._lifecycle = TaskLifecycle(
             limits,
             aggregates,

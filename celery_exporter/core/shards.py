@@ -1,8 +1,9 @@
 """Shards: several exporters receive all events of a cluster, and each keeps a part of its tasks (--shard).
 
-A task belongs to one shard by its uuid, as the series of a worker do by its name. Those of queues and of the
-broker belong to the first shard. Invariant: below the limits of series, the sums over all shards are those of
-one exporter. Every shard knows all workers and queues, since what is known of a task follows from them.
+A task belongs to one shard by its uuid, as the series of a worker or a beat do by its name. Those of queues
+and of the broker belong to the first shard. Invariant: below the limits of series, the sums over all shards
+are those of one exporter. Every shard knows all workers and queues, since what is known of a task follows
+from them.
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ class ShardOfCluster:
 
 def part_of(snapshot: Snapshot, shard: Shard) -> Snapshot:
     """Return what metrics show of a snapshot that a shard has taken."""
-    part = replace(snapshot, workers=[worker for worker in snapshot.workers if shard.has(worker.name)])
+    part = replace(
+        snapshot,
+        workers=[worker for worker in snapshot.workers if shard.has(worker.name)],
+        beats=[beat for beat in snapshot.beats if shard.has(beat.name)],
+    )
     if shard.index == 0:
         return part
     exporter = replace(

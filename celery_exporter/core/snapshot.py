@@ -52,6 +52,14 @@ class WorkerView(Struct, frozen=True):
     queues: Sequence[str] | None = None  # that it consumes, by their shown names
 
 
+class BeatView(Struct, frozen=True):
+    """One celery beat, as celery_beat_* metrics show it."""
+
+    name: str
+    up: bool
+    last_reply: float
+
+
 class QueueView(Struct, frozen=True):
     """One queue, or several queues that have one name by --queue-name-rule.
 
@@ -178,6 +186,7 @@ class Snapshot(Struct, frozen=True):
     prefetched: Mapping[tuple[LabelSet, str], int] | None
     failures: Sequence[Failure]  # newest first
     workers: Sequence[WorkerView]
+    beats: Sequence[BeatView]
     queues: Sequence[QueueView]
     unconsumed: Mapping[str, int | None]  # length of each queue that needs a consumer and has none
     requested: Collection[str]  # names of queues that the configuration requests
@@ -215,6 +224,7 @@ def take_snapshot(cluster: Cluster, exporter: ExporterState, *, prefetched: bool
             worker_view(worker, exporter.listening, cluster.label_sets.show_queue)
             for worker in cluster.workers.values()
         ],
+        beats=[BeatView(beat.name, beat.up, beat.last_reply) for beat in cluster.beats.by_name.values()],
         queues=_queue_views(cluster, exporter, workers_by_queue),
         unconsumed=_unconsumed(cluster, exporter, workers_by_queue),
         requested=cluster.queues.requested,

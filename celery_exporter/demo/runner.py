@@ -42,7 +42,7 @@ COUNT_TIMEOUT_SECONDS = 10.0
 RUNNING = """\
 Running, with its logs in {folder}:
   broker    {url} (an embedded Valkey)
-  workers   emails@demo, reports@demo (Celery prefork, two processes each)
+  workers   emails@demo, reports@demo (Celery prefork, two processes each), and a beat
   client    about 25 tasks a second, in bursts: they succeed, fail, retry, wait, expire or are revoked
   exporter  http://127.0.0.1:{port}/
 Open        http://127.0.0.1:{port}/metrics
@@ -84,6 +84,7 @@ def start_and_compare(processes: DemoProcesses, port: int, seconds: float | None
     click.echo("starting a broker, two workers, the exporter and a client")
     url = start_broker(processes)
     start_exporter_and_workers(processes, url, port)
+    start_beat(processes, url)
     store = OutcomeStore(url)
 
     def is_ready() -> bool:
@@ -125,6 +126,15 @@ def start_exporter_and_workers(processes: DemoProcesses, url: str, port: int) ->
         processes.start(
             f"worker-{queue}", sys.executable, *worker.split(), *quiet.split(), CELERY_BROKER_URL=url
         )
+
+
+def start_beat(processes: DemoProcesses, url: str) -> None:
+    """Start a beat without a schedule: the demo's client sends the tasks."""
+    schedule = processes.folder / "beat-schedule"
+    beat = (
+        f"-m celery -q -A celery_exporter.demo.tasks beat --loglevel ERROR --pidfile= --schedule {schedule}"
+    )
+    processes.start("beat", sys.executable, *beat.split(), CELERY_BROKER_URL=url)
 
 
 def get(port: int, path: str) -> tuple[int, str]:

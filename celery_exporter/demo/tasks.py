@@ -31,6 +31,7 @@ app.conf.update(
     task_ignore_result="CELERY_RESULT_BACKEND" not in os.environ,
     worker_prefetch_multiplier=2,  # so that a backlog stays in the queue, where it is counted
     broker_connection_retry_on_startup=True,
+    beat_enable_remote_control=True,  # it replies to ping then
 )
 
 

@@ -36,6 +36,7 @@ CHECKS_BY_SUBJECT: Mapping[str, Sequence[str]] = {
         "remote-control",
         "clock-skew",
         "task-events",
+        "beat",
     ],
     "tasks": [
         "task-sent-events",

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from celery_exporter.core.aggregates import Aggregate, Aggregates
+from celery_exporter.core.beats import Beat
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.duplicates import MAX_ENDS, ExecutionEnd
 from celery_exporter.core.events import Event
@@ -95,6 +96,7 @@ class Changes(Struct):
     shadows: dict[str, str] | None = None
     measurements: list[tuple[Pair, Summary]] = []
     removed_measurements: list[Pair] = []
+    beats: list[Beat] | None = None  # all of them; None: unchanged
 
 
 class Recorder:
@@ -114,6 +116,7 @@ class Recorder:
         self._queues: dict[str, bytes] = {}
         self._shadows: dict[str, str] = {}
         self._measurements: dict[Pair, Summary] = {}
+        self._beats: bytes = b""
         cluster.tasks.changed = set()
 
     def changes(self, now: Timestamp) -> Changes:
@@ -140,6 +143,10 @@ class Recorder:
         if cluster.label_sets.shadows != self._shadows:
             changes.shadows = self._shadows = cluster.label_sets.shadows.copy()
         self._add_measurements(changes)
+        beats = [*cluster.beats.by_name.values()]
+        encoded = msgspec.msgpack.encode(beats)
+        if encoded != self._beats:
+            changes.beats, self._beats = beats, encoded
         self._at = now.listening
         return changes
 
@@ -266,6 +273,7 @@ class SavedCluster:
         self.ends: list[ExecutionEnd] = []
         self.shadows: dict[str, str] = {}
         self.measurements: dict[Pair, Summary] = {}
+        self.beats: list[Beat] = []
         self._label_sets: dict[LabelSet, LabelSet] = {}
         self._names: dict[str, str] = {}
 
@@ -293,6 +301,8 @@ class SavedCluster:
             self.shadows = changes.shadows
         self.measurements.update(changes.measurements)
         _remove(self.measurements, changes.removed_measurements)
+        if changes.beats is not None:
+            self.beats = changes.beats
 
     def _with_shared(self, task: TaskRecord) -> TaskRecord:
         """Replace equal label sets and worker names by one object each.
@@ -324,6 +334,7 @@ def restore(saved: SavedCluster, cluster: Cluster, now: Timestamp) -> None:
     aggregates, sums = cluster.aggregates, saved.sums
     aggregates.negative_waits, aggregates.overflowed = sums.negative_waits, sums.exceptions_overflowed
     _restore_workers(saved, cluster, shift, now)
+    cluster.beats.restore(saved.beats, shift)
     shown = (queue for queue in saved.queues.values() if cluster.label_sets.show_queue(queue.name))
     cluster.queues.restore(shown, shift, now.listening)
     cluster.record_inspection({}, now)  # derives label sets from the restored replies

@@ -31,6 +31,7 @@ BY_CAUSE: Sequence[Check] = (
     thresholds.missed_events,
     workers.duplicate_node_names,
     workers.workers,
+    workers.beat,
     thresholds.silent_workers,
     workers.heartbeats,
     workers.task_events,
@@ -98,7 +99,7 @@ def run_checks(snapshot: Snapshot, growth: Growth) -> list[Finding]:
 
 def is_decided(snapshot: Snapshot, growth: Growth) -> bool:
     """Return whether each check that applies has decided, so that more time adds no finding."""
-    optional = {broker.event_stream, *_OF_FILES}
+    optional = {broker.event_stream, workers.beat, *_OF_FILES}
     if snapshot.exporter.blocked is None:
         optional.add(broker.publishers)
     return all(check(snapshot, growth) for check in _applicable(snapshot) - optional)

@@ -193,6 +193,15 @@ SHARED_NAMES = Problem(
     "container",
 )
 
+BEAT_DOWN = Problem(
+    "beat",
+    "critical",
+    "no beat replies, so no periodic task is sent: {beats}",
+    "start it: celery -A yourapp beat; if it runs, its log says whether its scheduler ticks, and whether it "
+    "reaches the broker; beat_enable_remote_control = True lets it reply",
+    "CeleryBeatDown",
+)
+
 # -- queues ----------------------------------------------------------------------------------------------
 
 LENGTHS_FAILED = Problem("queue-lengths", "warning", "queue lengths could not be read: {error}", ASK_DOCTOR)

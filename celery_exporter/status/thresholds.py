@@ -36,6 +36,7 @@ TABLE = (
     Threshold("CeleryTasksOrphaned", "warning", 900, "orphans", 0.5),
     Threshold("CeleryRedeliveryStorm", "warning", 600, "redeliveryRatio", 0.10),
     Threshold("CeleryPeriodicTaskAbsent", "warning", 300),
+    Threshold("CeleryBeatDown", "critical", 300),
     Threshold("CeleryHighQueueDepth", "warning", 600, "queueDepth", 1_000),
     Threshold("CeleryQueueWithoutConsumers", "critical", 300),
     Threshold("CeleryQueueWaitHigh", "warning", 600, "queueWaitSeconds", 300),

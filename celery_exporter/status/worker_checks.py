@@ -13,6 +13,7 @@ from celery_exporter.quoting import printable
 from celery_exporter.status.facts import has_discovered, job, short, workers_up
 from celery_exporter.status.finding import Finding, Problem, count, duration, first_of, names, rate
 from celery_exporter.status.problems import (
+    BEAT_DOWN,
     CHANGING_HOSTS,
     CLOCK_SKEW,
     INSPECTION_FAILED,
@@ -156,6 +157,19 @@ def worker_names(snapshot: Snapshot, _: Growth) -> Finding | None:
         if down >= max(MIN_CHANGED_HOSTS, len(group) - down):
             return CHANGING_HOSTS.finding(number=len(group), down=down, workers=names(group))
     return SAME_HOST.ok(f"{count(len(snapshot.workers), 'name')}, each of one worker")
+
+
+def beat(snapshot: Snapshot, _: Growth) -> Finding | None:
+    """Check that a beat replies, if one ever has: others are not known."""
+    up, down = ([beat for beat in snapshot.beats if beat.up is is_up] for is_up in (True, False))
+    if up:
+        also = f"; {len(down)} down" if down else ""
+        return BEAT_DOWN.ok(f"{count(len(up), 'beat')} up: {names(beat.name for beat in up)}{also}")
+    if not down:
+        return None
+    at = snapshot.exporter.at
+    silent = sorted((beat.name, duration(at - beat.last_reply)) for beat in down)
+    return BEAT_DOWN.finding(beats=first_of([f"{printable(name)} for {since}" for name, since in silent]))
 
 
 def duplicate_node_names(snapshot: Snapshot, _: Growth) -> Finding | None:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from harness.processes import TESTS, free_port, need
 from harness.servers import Prometheus, RedisServer
 from harness.tasks import BROKER_URL
 from harness.waiting import BUSY_FACTOR, eventually, until_equal
-from harness.workers import Worker
+from harness.workers import Beat, Worker
 from harness.workers import client as make_client
 
 from documentation.test_docs import BLOCKS
@@ -109,6 +110,7 @@ def cluster(tmp_path_factory) -> Iterator[SimpleNamespace]:
         exporter = stack.enter_context(Exporter(folder / "exporter", broker.url)).connected()
         stack.callback(exporter.stop_cleanly)
         worker = stack.enter_context(Worker(folder / "worker", broker.url, "w@box"))
+        stack.enter_context(Beat(folder / "beat", broker.url))
         server = stack.enter_context(Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}"))
         with make_client(broker.url) as client:
             for name in ("tasks.succeed", "tasks.fail_with_value_error", "tasks.retry_once"):
@@ -126,6 +128,7 @@ def with_addresses(command: str, cluster: SimpleNamespace) -> str:
         "TASK_NAME": "tasks.succeed",
         "QUEUE_NAME": "celery",
         "WORKER": "w@box",
+        "BEAT_NAME": f"celerybeat@{socket.gethostname()}",
         "https://exporter.example:9808": exporter_url,
         "http://127.0.0.1:9808": exporter_url,
         "redis://127.0.0.1:6379/0": cluster.broker.url,

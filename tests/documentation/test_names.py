@@ -23,8 +23,8 @@ FLAGS |= {
 }
 #: Options of other programs.
 OTHER_FLAGS = {
-    "celery": "--app --autoscale --broker --concurrency --destination --dump --heartbeat-interval --hostname "
-    "--without-heartbeat",
+    "celery": "--app --autoscale --broker --concurrency --destination --dump --enable-remote-control "
+    "--heartbeat-interval --hostname --without-heartbeat",
     "curl": "--cacert",
     "docker": "--build-arg --network --read-only",
     "dmesg, journalctl, systemctl": "--now --since",

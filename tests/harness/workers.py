@@ -59,6 +59,28 @@ class Worker(Process):
         return f"{self.name} ready." in self.text()
 
 
+class Beat(Process):
+    """`celery beat` on the tests' app, which replies to ping."""
+
+    name = "beat"
+
+    def __init__(self, folder: Path, url: str, **configuration: Any) -> None:
+        super().__init__(folder)
+        self.url = url
+        self.configuration = {"beat_enable_remote_control": True, **configuration}
+
+    def command(self) -> list[str]:
+        options = ("--loglevel", "INFO", "--pidfile=", "--schedule", "schedule")
+        return [sys.executable, "-m", "celery", "--app", "harness.tasks", "beat", *options]
+
+    def environment(self) -> dict[str, str]:
+        settings = {tasks.BROKER_URL: self.url, tasks.CONFIGURATION: json.dumps(self.configuration)}
+        return {**os.environ, "PYTHONPATH": str(TESTS), **settings}
+
+    def ready(self) -> bool:
+        return "beat: Starting..." in self.text()
+
+
 def client(url: str, **configuration: Any) -> Celery:
     """Return an app that sends tasks and, by default, task-sent events (`task_send_sent_event`)."""
     return tasks.make_app(url, **configuration)

@@ -40,7 +40,7 @@ WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 60
 
 def rows(options: MetricOptions) -> list[MetricFamily]:
     """Return the rows of this profile, without those about the exporter itself."""
-    return [*_task_rows(options), *_WORKER_ROWS, *_QUEUE_ROWS]
+    return [*_task_rows(options), *_WORKER_ROWS, *_BEAT_ROWS, *_QUEUE_ROWS]
 
 
 def _task_rows(options: MetricOptions) -> list[MetricFamily]:
@@ -430,6 +430,31 @@ _WORKER_ROWS = [
         attrgetter("events"),
         absent="The worker has sent no task event, and has run no task without one.",
         example="celery_worker_task_events_enabled == 0",
+    ),
+]
+
+
+#: When metrics of beats have no sample.
+_NO_BEAT = "No beat has replied: it is older than Celery 5.7, or beat_enable_remote_control is off."
+
+_BEAT_ROWS = [
+    MetricFamily(
+        "celery_beat_up",
+        "gauge",
+        "1 while the beat replies to ping, as it does while its scheduler ticks; 0 after three pings.",
+        ("worker",),
+        of_each("beats", attrgetter("up")),
+        absent=_NO_BEAT,
+        example="sum by (job) (celery_beat_up) == 0",
+    ),
+    MetricFamily(
+        "celery_beat_last_reply_timestamp_seconds",
+        "gauge",
+        "Time at which the beat replied last.",
+        ("worker",),
+        of_each("beats", attrgetter("last_reply")),
+        absent=_NO_BEAT,
+        example="time() - celery_beat_last_reply_timestamp_seconds",
     ),
 ]
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_exporter.core.aggregates import Aggregates
+from celery_exporter.core.beats import MAX_UNANSWERED
 from celery_exporter.core.events import EventWithArguments, decode
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.measurements import REST, Summary
@@ -546,6 +547,18 @@ def test_a_broadcast_is_recognised_after_a_restart():
     driver.apply(received(host="b@h"), sent("u2", queue="bcast.3", exchange="all", routing_key="celery"))
     assert driver.counts() == {("add", "all", "PENDING"): 2, ("add", "all", "RECEIVED"): 2}
     assert driver.aggregate(queue="all").redeliveries == 0
+
+
+def test_a_beat_that_is_down_is_known_after_a_restart():
+    """Otherwise its alert would end."""
+    old = driver_after(heartbeat())
+    old.cluster.beats.record_replies(["celerybeat@h"], old.timestamp())
+    replied = old.timestamp().wall
+    for _ in range(MAX_UNANSWERED):
+        old.wait(10)
+        old.cluster.beats.record_replies([], old.timestamp())
+    (beat,) = restarted(old).shown().beats
+    assert (beat.name, beat.up, beat.last_reply) == ("celerybeat@h", False, replied)
 
 
 def test_shadow_names_survive_a_restart():

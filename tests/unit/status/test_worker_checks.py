@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from celery_exporter.core.beats import MAX_UNANSWERED
 from celery_exporter.core.snapshot import JobView, QueueStats
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.status.finding import Finding
@@ -13,6 +14,7 @@ from celery_exporter.status.worker_checks import (
     LONGEST_HEARTBEAT_INTERVAL_SECONDS,
     MIN_CHANGED_HOSTS,
     NO_REPLY,
+    beat,
     task_sent_events,
 )
 from unit.core.cluster_driver import ClusterDriver, heartbeat, received
@@ -27,6 +29,27 @@ def test_replies_in_a_serializer_that_is_not_accepted():
         True,
         True,
     )
+
+
+def beat_finding(*pings: list[str]) -> Finding | None:
+    """Return the finding after pings, a minute each, with the names of the beats that replied."""
+    driver = ClusterDriver()
+    for replied in pings:
+        driver.wait(60)
+        driver.cluster.beats.record_replies(replied, driver.timestamp())
+    snapshot = driver.shown(at=driver.timestamp().wall)
+    return beat(snapshot, Recent().growth(snapshot, 0.0))
+
+
+def test_beats_that_reply_and_that_do_not():
+    assert beat_finding([]) is None, "it is unknown whether there is one"
+    ok = beat_finding(["celerybeat@a", "celerybeat@b"], *[["celerybeat@b"]] * MAX_UNANSWERED)
+    assert ok is not None
+    assert (ok.severity, ok.message) == ("ok", "1 beat up: celerybeat@b; 1 down")
+    down = beat_finding(["celerybeat@a"], *[[]] * 5)
+    assert down is not None
+    assert (down.severity, down.alert) == ("critical", "CeleryBeatDown")
+    assert down.message == "no beat replies, so no periodic task is sent: celerybeat@a for 5 minutes"
 
 
 def test_no_worker_and_workers_that_are_down():
