@@ -48,13 +48,19 @@ def worker(folder: Path, url: str, queue: str) -> DemoProcess:
     return DemoProcess(folder, url, *command.split(), *quiet.split(), ready_text=f"{queue}@demo ready.")
 
 
+def beat(folder: Path, url: str) -> DemoProcess:
+    """Return a beat as `celery-exporter demo` starts it."""
+    command = "celery -A celery_exporter.demo.tasks beat --loglevel INFO --pidfile= --schedule schedule"
+    return DemoProcess(folder, url, *command.split(), ready_text="beat: Starting...")
+
+
 @contextmanager
 def running_demo(folder: Path, url: str, *, with_problems: bool = True) -> Iterator[None]:
-    """Run the workers and the client of the demo; the client sends tasks until the end."""
+    """Run the workers, the beat and the client of the demo; the client sends tasks until the end."""
     workers = (worker(folder / queue, url, queue) for queue in QUEUES)
     options = ["--with-problems"] if with_problems else []
     client = DemoProcess(folder / "client", url, "celery_exporter.demo.client", *options)
-    with side_by_side(*workers), client:
+    with side_by_side(*workers, beat(folder / "beat", url)), client:
         yield
 
 
