@@ -367,6 +367,40 @@
       'Check whether a worker consumes the queue, and whether its workers are busy or prefer a higher priority.',
       ['queue_name'],
     ),
+
+    // For autoscalers and capacity. Sent includes retries, and is absent without task-sent events. An attempt ends once,
+    // however it ends; REJECTED is left out, since such a task is counted as FAILURE, too.
+    record('job_queue_name:celery_tasks_sent:rate%(window)s', |||
+      sum by (%(cluster)s, queue_name) (rate(celery_tasks_total{state="PENDING"}[%(window)s]))
+    |||),
+    record('job_queue_name:celery_tasks_received:rate%(window)s', |||
+      sum by (%(cluster)s, queue_name) (rate(celery_tasks_total{state="RECEIVED"}[%(window)s]))
+    |||),
+    record('job_queue_name:celery_tasks_ended:rate%(window)s', |||
+      sum by (%(cluster)s, queue_name) (rate(celery_tasks_total{state=~"SUCCESS|FAILURE|RETRY|REVOKED"}[%(window)s]))
+    |||),
+    // Messages in the queue, and tasks that workers have reserved or run. A worker that consumes several queues counts in
+    // each. Absent without slots: scale from zero by celery_queue_length.
+    record('job_queue_name:celery_queue_tasks:sum', |||
+      max by (%(cluster)s, queue_name) (celery_queue_length)
+      +
+      (
+        sum by (%(cluster)s, queue_name) (celery_tasks_in_flight{state=~"RECEIVED|STARTED"})
+        or
+        0 * max by (%(cluster)s, queue_name) (celery_queue_length)
+      )
+    |||),
+    record('job_queue_name:celery_queue_tasks_per_slot:ratio', |||
+      job_queue_name:celery_queue_tasks:sum
+      / on (%(cluster)s, queue_name)
+      (max by (%(cluster)s, queue_name) (celery_queue_worker_processes) > 0)
+    |||),
+    // Until what waits now has ended. Absent if nothing ends.
+    record('job_queue_name:celery_queue_drain_seconds:ratio', |||
+      job_queue_name:celery_queue_tasks:sum
+      / on (%(cluster)s, queue_name)
+      (job_queue_name:celery_tasks_ended:rate%(window)s > 0)
+    |||),
   ],
 
   local workers = [

@@ -16,6 +16,7 @@ from harness.memory_limits import MAX_MEMORY_BYTES
 from harness.processes import ROOT, missing, need
 
 import celery_exporter
+from alerts import rulebook
 from celery_exporter.app import STOP_TIMEOUT_SECONDS
 from celery_exporter.config.loader import load
 from celery_exporter.config.options import OPTIONS
@@ -150,7 +151,7 @@ def test_every_dashboard_is_a_config_map_with_the_label_for_grafana(built):
 def test_kubernetes_accepts_the_objects(built, tmp_path):
     """With --strict, an unknown key is an error."""
     file = tmp_path / "built.yaml"
-    builtin = [item for item in built if item["kind"] not in CUSTOM]
+    builtin = [item for item in (*built, *loaded("examples/hpa.yaml")) if item["kind"] not in CUSTOM]
     file.write_text(yaml.safe_dump_all(builtin))
     command = [need("kubernetes-validate"), "--strict", file]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -448,6 +449,21 @@ def test_a_share_is_not_divided_by_pods_and_a_backlog_is():
         for trigger in scaled["spec"]["triggers"]
     }
     assert kinds == {True: "Value", False: "AverageValue"}
+
+
+def test_the_hpa_scales_on_a_record_that_the_adapter_serves():
+    (autoscaler,) = loaded("examples/hpa.yaml")
+    (metric,) = autoscaler["spec"]["metrics"]
+    assert metric["external"]["target"]["type"] == "Value"
+    (values,) = loaded("examples/prometheus-adapter.yaml")
+    served = {rule["name"]["as"]: rule for rule in values["rules"]["external"]}
+    assert metric["external"]["metric"]["name"] in served
+    for rule in served.values():
+        (record,) = re.findall(r'__name__="([^"]+)"', rule["seriesQuery"])
+        query = rule["metricsQuery"].replace("<<.Series>>", record)
+        labels = metric["external"]["metric"]["selector"]["matchLabels"].keys()
+        assert labels <= rulebook.grouped_by(rulebook.RECORDS[record])
+        assert labels <= rulebook.grouped_by(query)
 
 
 def test_it_scales_on_metrics_that_exist():

@@ -20,6 +20,17 @@ MIN_TASKS = 600
 DEADLINE = 120.0
 #: The alerts of the demo with problems.
 PROBLEMS = {"CeleryHighFailureRate", "CeleryHighRetryRate"}
+#: The queues of the demo, by the records that autoscalers read.
+FOR_AUTOSCALERS = {
+    f"job_queue_name:{name}": {"emails", "reports"}
+    for name in (
+        "celery_queue_tasks_per_slot:ratio",
+        "celery_queue_drain_seconds:ratio",
+        "celery_tasks_sent:rate5m",
+        "celery_tasks_received:rate5m",
+        "celery_tasks_ended:rate5m",
+    )
+}
 #: Seconds for which these alerts are pending.
 PENDING_SECONDS = max(row.pending for row in TABLE if row.alert in PROBLEMS)
 
@@ -39,6 +50,19 @@ def alerts(servers: list[Prometheus], states: str) -> list[set[str]]:
     """Return the alerts in one of these states for each server, except those of severity info."""
     query = f'ALERTS{{alertstate=~"{states}",severity!="info"}}'
     return [{sample["metric"]["alertname"] for sample in server.query(query)} for server in servers]
+
+
+def queues(servers: list[Prometheus]) -> list[dict[str, set[str]]]:
+    """Return the queues that have a value of each record for autoscalers, for each server."""
+    query = f'{{__name__=~"{"|".join(FOR_AUTOSCALERS)}"}} >= 0'
+    answers = [[sample["metric"] for sample in server.query(query)] for server in servers]
+    return [
+        {
+            name: {each["queue_name"] for each in answer if each["__name__"] == name}
+            for name in FOR_AUTOSCALERS
+        }
+        for answer in answers
+    ]
 
 
 def problems(findings: list[dict[str, str]]) -> set[str]:
@@ -67,6 +91,7 @@ def test_a_demo_without_problems_has_none_on_the_page_in_the_log_in_doctor_and_i
         measured = app.samples().by("celery_task_measurement_sum", "task_name", "field")
         assert measured.keys() == {("report.build", "pages"), ("report.build", "render_seconds")}
         assert all(measured.values())
+        until_equal(lambda: queues(servers), [FOR_AUTOSCALERS, FOR_AUTOSCALERS], DEADLINE)
         until_equal(lambda: alerts(servers, "pending|firing"), [set(), set()], DEADLINE)
         until_equal(lambda: on_page(app), set(), DEADLINE)
         until_equal(lambda: by_doctor(url), set(), DEADLINE)
