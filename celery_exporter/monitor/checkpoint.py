@@ -33,6 +33,7 @@ from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.monitor.event_subscription import EventSubscription
 from celery_exporter.monitor.naming import Naming, naming_of
 from celery_exporter.persistence import state
+from celery_exporter.persistence.digests import DigestChanges, DigestRecorder, SavedDigests
 from celery_exporter.persistence.state_file import StateFile, StateFileError, UnusablePathError
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class ExporterRecord(Struct):
     subscriptions: int
     file_errors: dict[str, int]
     tracker: SeriesTrackerChanges
-    unconfirmed: list[int]  # messages of a durable queue that may come again: see AmqpConsumer
+    unconfirmed: DigestChanges  # messages of a durable queue that may come again: see AmqpConsumer
     shard: str = ""  # as --shard has it
     duplicates: int = 0
 
@@ -70,6 +71,7 @@ class SavedState:
     def __init__(self) -> None:
         self.cluster = state.SavedCluster()
         self.tracker = SeriesTrackerMemory()
+        self.unconfirmed = SavedDigests()
         self.exporter: ExporterRecord | None = None
         self._decode = msgspec.msgpack.Decoder(Checkpoint).decode
 
@@ -80,6 +82,7 @@ class SavedState:
         if checkpoint.exporter is not None:
             self.exporter = checkpoint.exporter
             self.tracker.take(checkpoint.exporter.tracker)
+            self.unconfirmed.apply(checkpoint.exporter.unconfirmed)
 
 
 # -- reading ---------------------------------------------------------------------------------------------
@@ -91,6 +94,7 @@ class Restored(Struct):
     cluster: Cluster
     exporter: ExporterRecord
     tracker: SeriesTrackerMemory
+    unconfirmed: list[int]  # digests of messages of a durable queue that may come again
     is_renamed: bool  # series have other names or label values than in the file
 
 
@@ -123,12 +127,13 @@ def restore(file: StateFile, config: MonitorConfig, broker: str) -> Restored | N
     saved_at = saved.cluster.at.wall if saved.cluster.at else 0.0
     try:
         state.restore(saved.cluster, cluster, Timestamp(0.0, time.time()))
+        unconfirmed = saved.unconfirmed.digests()
     except Exception as error:  # noqa: BLE001  intact, but not written by an exporter
         file.refuse(f"it holds a state that cannot be used ({error!r})")
         return None
     age, label_sets, tasks = time.time() - saved_at, len(cluster.label_sets), len(cluster.tasks)
     log.info("restored %d label sets and %d unfinished tasks, saved %.0f s ago", label_sets, tasks, age)
-    return Restored(cluster, exporter, saved.tracker, exporter.naming != naming)
+    return Restored(cluster, exporter, saved.tracker, unconfirmed, exporter.naming != naming)
 
 
 def shard_text(config: MonitorConfig) -> str:
@@ -175,6 +180,7 @@ class CheckpointWriter:
         self._broker = broker
         self._naming, self._shard = naming, shard
         self._recorder = state.Recorder(state_.cluster)
+        self._digests = DigestRecorder()
         self._is_behind = True  # the file must be rewritten
         self._holds_state = holds_state
         self._saving = threading.Lock()
@@ -268,7 +274,7 @@ class CheckpointWriter:
             subscriptions=subscription.opened,
             file_errors=self._file.errors,
             tracker=self._tracker.changes(time.monotonic(), everything=everything),
-            unconfirmed=subscription.unconfirmed(),
+            unconfirmed=self._digests.changes(subscription.unconfirmed(), everything=everything),
             shard=self._shard,
             duplicates=subscription.duplicates(),
         )

@@ -130,7 +130,7 @@ class Monitor:
         """Continue the counts of an earlier process."""
         record = restored.exporter
         self.subscription.restore(
-            record.malformed, record.subscriptions, record.unconfirmed, record.duplicates
+            record.malformed, record.subscriptions, restored.unconfirmed, record.duplicates
         )
         if self._file is not None:
             self._file.errors.update(record.file_errors)

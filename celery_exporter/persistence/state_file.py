@@ -25,7 +25,7 @@ from typing import BinaryIO
 log = logging.getLogger(__name__)
 
 #: Version of the format. Other versions are rejected, since the meaning of a field may have changed.
-VERSION = 4
+VERSION = 5
 #: Maximum size that is read. The state of a million tasks has a third of it.
 MAX_FILE_BYTES = 2**30
 #: Size from which on reading is logged, because it takes noticeable time.

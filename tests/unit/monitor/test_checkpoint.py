@@ -13,7 +13,10 @@ import pytest
 from harness.configs import monitor_config
 from harness.waiting import eventually
 
+from celery_exporter.broker.consumers.acknowledgements import RELAYED_LINES, Acknowledgements
+from celery_exporter.broker.consumers.amqp_consumer import PREFETCH_OF_RELAYED, AmqpConsumer
 from celery_exporter.broker.message import Message
+from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core import tasks
 from celery_exporter.core.events import Event
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
@@ -251,3 +254,71 @@ def test_a_record_has_all_events_of_the_messages_up_to_its_mark(tmp_path):
     thread.join()
     monitor.discard()
     assert wrong == []
+
+
+# -- lines of a relay ----------------------------------------------------------------------------------------
+
+
+class Shard:
+    """A shard behind a relay, with a state file."""
+
+    def __init__(self, path: Path) -> None:
+        config = monitor_config("amqp://127.0.0.1:1", event_queue="lines", state_file=str(path))
+        self._path = path
+        self.acks = Acknowledgements(PREFETCH_OF_RELAYED, relayed=True)
+        self._consumer = AmqpConsumer(ConfigSource(config.broker), acks=self.acks)
+        tracker = SeriesTracker(time.monotonic(), time.time(), is_saved=True)
+        self.monitor = Monitor(config, tracker, self._consumer)
+        self.acks.start_connection()
+        self.save()
+
+    def receive(self, *lines: bytes) -> list[bool]:
+        """Use new lines, each in a message; return which were new."""
+        tag = self.acks.mark[1]
+        is_new = [self.acks.deliver(tag + n, line, redelivered=False) for n, line in enumerate(lines, 1)]
+        self.acks.end_read()
+        self._consumer.mark = self.acks.mark
+        self.monitor.subscription.apply([])
+        return is_new
+
+    def save(self) -> int:
+        """Return the number of bytes that are appended."""
+        before = self._path.stat().st_size
+        self.monitor.checkpoint.save()
+        return self._path.stat().st_size - before
+
+    def kill(self) -> None:
+        """Close the file without a last save."""
+        self.monitor.discard()
+
+
+def lines(start: int, count: int) -> list[bytes]:
+    return [b"%d" % number for number in range(start, start + count)]
+
+
+def test_a_shard_writes_the_digests_of_new_lines_only(tmp_path):
+    shard = Shard(tmp_path / "state")
+    idle = shard.save()
+    shard.receive(*lines(0, RELAYED_LINES))
+    assert shard.save() < idle + 9 * RELAYED_LINES
+    assert shard.save() < idle + 50
+    shard.receive(*lines(RELAYED_LINES, 100))
+    assert shard.save() < idle + 9 * 100 + 50
+    shard.kill()
+
+
+def test_a_killed_shard_drops_the_lines_that_are_in_its_state_file(tmp_path):
+    killed = Shard(tmp_path / "state")
+    for number in range(30):
+        killed.receive(*lines(1_000 * number, 1_000))
+        killed.save()
+    killed.acks.start_connection()
+    killed.receive(b"saved")
+    killed.save()
+    killed.receive(b"not saved")
+    killed.kill()
+    shard = Shard(tmp_path / "state")
+    last = lines(30_000 - RELAYED_LINES + 1, RELAYED_LINES - 1)
+    assert not any(shard.receive(*last, b"saved"))
+    assert shard.receive(b"not saved", b"0") == [True, True]
+    shard.kill()

@@ -58,7 +58,7 @@ def test_records_are_loaded_in_order(path):
 
 
 def test_the_first_line_has_the_format_and_its_version(path):
-    assert written(path, b"a").startswith(b"celery-exporter state 4\n")
+    assert written(path, b"a").startswith(b"celery-exporter state 5\n")
 
 
 def test_a_missing_file_has_no_records(path):
@@ -89,7 +89,7 @@ def test_a_part_that_was_not_written_before_a_power_failure_is_cut_off(path):
     [
         (b"\x00" * 100, "its first line is incomplete"),
         (HEAD[:12], "its first line is incomplete"),
-        (b"celery-exporter state 1 00\n", "it has version '1', this exporter reads version 4"),
+        (b"celery-exporter state 1 00\n", "it has version '1', this exporter reads version 5"),
         (b"celery-exporter state", "its first line is incomplete"),
         (HEAD + b"x" * 20, "damaged"),
         (HEAD + b"\x00" * 20, "ends within its first record"),
