@@ -215,8 +215,11 @@ def _speaks_without_tls(broker: BrokerAddress) -> bool:
 
 
 def _subscribe(config: BrokerConfig, broker: BrokerAddress) -> list[Finding]:
-    """Try to subscribe; that the subscription is open is reported after listening."""
-    consumer = consumer_for(ConfigSource(config))
+    """Try to subscribe; that the subscription is open is reported after listening.
+
+    Not to the durable queue: its events belong to the exporter.
+    """
+    consumer = consumer_for(ConfigSource(config.read_only()))
     try:
         consumer.open()
     except BrokerError as error:
