@@ -91,7 +91,10 @@ def check(config: BrokerConfig) -> None:
         raise refused_query(scheme, error) from None
     check_files(connection.ssl or {})
     if config.event_queue is not None and not is_amqp(config):
-        raise UnusableURLError(f"--event-queue needs amqp:// or amqps://, and the broker URL is {scheme}://")
+        raise UnusableURLError(
+            f"--event-queue needs amqp:// or amqps://, and the broker URL is {scheme}://; give the URL of "
+            "RabbitMQ, or no --event-queue"
+        )
 
 
 def connect(config: BrokerConfig, heartbeat: int = HEARTBEAT_SECONDS) -> kombu.Connection:

@@ -48,12 +48,19 @@ _BROKER_OPTIONS = frozenset(
         "event_consumer",
     }
 )
-#: Options of records, their sinks and the history file, so that `doctor` takes those of the exporter.
-_RECORD_OPTIONS = frozenset(
-    option.key
-    for option in OPTIONS
-    if option.group in {"Records of tasks", *SINK_GROUPS} or option.key in {"static_label", "history_file"}
-)
+#: Options that `doctor` lists, besides those of the broker: of what it checks. It takes all of the exporter.
+_CHECKED_OPTIONS = frozenset(
+    option.key for option in OPTIONS if option.group in {"Records of tasks", *SINK_GROUPS}
+) | {
+    "event_queue_durable",
+    "event_queue",
+    "queues",
+    "shard",
+    "state_file",
+    "history_file",
+    "metric_prefix",
+    "static_label",
+}
 
 
 def _doctor_checks() -> str:
@@ -146,17 +153,23 @@ def _broker_command(
     function: Callable[..., int],
     *parameters: click.Parameter,
     keys: frozenset[str] = _BROKER_OPTIONS,
+    takes_all: bool = False,
 ) -> click.Command:
-    """Return a subcommand that connects to the broker, with these options of the exporter."""
+    """Return a subcommand that connects to the broker, with these options of the exporter.
+
+    With `takes_all`, it takes the other ones as well, which its --help does not list.
+    """
 
     @click.pass_context
     def callback(context: click.Context, /, broker: str | None, **argv: Any) -> None:
         unblock_signals()
-        values = {key: argv.pop(key) or _root_params(context).get(key) for key in list(argv) if key in keys}
-        environ = os.environ if keys >= _RECORD_OPTIONS else without_opentelemetry(os.environ)
+        root = _root_params(context)
+        values = {option.key: argv.pop(option.key) or root.get(option.key) for option in taken}
+        environ = os.environ if takes_all else without_opentelemetry(os.environ)
         context.exit(function(load(values, environ).broker(broker), **argv))
 
-    options = [parameter(option) for option in OPTIONS if option.key in keys]
+    taken = [option for option in OPTIONS if takes_all or option.key in keys]
+    options = [parameter(option, hidden=option.key not in keys) for option in taken]
     return Sections(
         name,
         callback=callback,
@@ -259,8 +272,8 @@ def _doctor(
 ) -> int:
     """Find out why metrics are missing.
 
-    Prints one line for each check, with the remedy of each problem. Exit code 0: no problems; 1: warnings;
-    2: a critical problem.
+    Prints one line for each check, with the remedy of each problem. Takes all options of the exporter, and
+    lists those of what it checks. Exit code 0: no problems; 1: warnings; 2: a critical problem.
     """
     from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415  only this command needs it
     from celery_exporter.doctor.runner import DoctorOptions, run_doctor  # noqa: PLC0415
@@ -371,7 +384,8 @@ _DOCTOR = _broker_command(
         callback=_http_url,
         help="Management API of RabbitMQ, if not on port 15672.",
     ),
-    keys=_BROKER_OPTIONS | _RECORD_OPTIONS | {"queues", "metric_prefix"},
+    keys=_BROKER_OPTIONS | _CHECKED_OPTIONS,
+    takes_all=True,
 )
 
 

@@ -16,12 +16,17 @@ HELP_COLUMN = 26
 _OLD_NAMES = {option.old_name: option.name for option in OPTIONS if option.old_name}
 
 
-def parameter(option: Option) -> click.Option:
-    """Return the click option. Its value is the text as it was typed, which `config.loader.load` parses."""
+def parameter(option: Option, *, hidden: bool = False) -> click.Option:
+    """Return the click option. Its value is the text as it was typed, which `config.loader.load` parses.
+
+    --help does not list it if it is `hidden`.
+    """
     # The key is explicit, because click derives no valid one from a name with dots.
     names = [option.key, f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
     if option.is_flag:
-        return click.Option(names, is_flag=True, flag_value="true", default=None, help=option.help)
+        return click.Option(
+            names, is_flag=True, flag_value="true", default=None, help=option.help, hidden=hidden
+        )
     note = f" [default: {shown(option).replace(',', ', ')}]" if shown(option) else ""
     return click.Option(
         names,
@@ -30,6 +35,7 @@ def parameter(option: Option) -> click.Option:
         multiple=option.multiple,
         help=option.help + note,
         shell_complete=_completion(option),
+        hidden=hidden,
     )
 
 

@@ -23,6 +23,7 @@ CHECKS_BY_SUBJECT: Mapping[str, Sequence[str]] = {
         "output-buffer",
         "transient-queues",
         "orphaned-queues",
+        "event-queue",
         "publishers",
     ],
     "events": ["listening", "event-stream", "first-event", "serializer", "missed-events", "series"],
@@ -56,6 +57,6 @@ CHECKS_BY_SUBJECT: Mapping[str, Sequence[str]] = {
         "queue-waits",
         "oldest-messages",
     ],
-    "records": ["sinks", "sink-records", "history"],
+    "records": ["sinks", "sink-records", "history", "state"],
     "Prometheus": ["prometheus", "prometheus-agrees", "prometheus-native"],
 }

@@ -34,6 +34,19 @@ HISTORY_UNUSABLE = Problem(
     "the error says what helps; doctor must run as the exporter's user; metrics do not depend on it",
 )
 
+STATE_FILE_REFUSED = Problem(
+    "state",
+    "critical",
+    "the exporter would not start with this state file: {error}",
+    "the error says what helps; doctor must run as the exporter's user",
+)
+STATE_FILE_UNUSED = Problem(
+    "state",
+    "warning",
+    "the state file {path} would be moved aside, and counters would start at 0: {error}",
+    "another path in --state-file, or the options of the exporter that wrote it",
+)
+
 # -- from the URL to the subscription --------------------------------------------------------------------
 
 UNUSABLE_URL = Problem("url", "critical", "{error}", "--broker-url: {remedy}")
@@ -101,6 +114,33 @@ ORPHANED_BINDINGS = Problem(
     "{bound:,} reply queues are bound, but only {clients:,} clients are connected: at least {orphans:,} "
     "queues are of processes that inspected workers and were killed; each slows down every reply",
     "{redis_cli} DEL {quoted_key}, then restart the processes that inspect workers (Flower)",
+)
+EVENT_QUEUE_MISSING = Problem(
+    "event-queue",
+    "critical",
+    "the queue {queue} does not exist on this broker",
+    "start the relay, which declares it: celery-exporter relay --shards {shards}; or correct --event-queue",
+)
+EVENT_QUEUE_DIFFERS = Problem(
+    "event-queue",
+    "critical",
+    "another program declared the queue {queue} with other arguments: {error}",
+    "if its messages are not needed: {delete_command}",
+)
+EVENT_QUEUE_DENIED = Problem(
+    "event-queue", "critical", "the exporter must not use the queue {queue}: {error}", "{permit_command}"
+)
+EVENT_QUEUE_REFUSED = Problem(
+    "event-queue",
+    "critical",
+    "the exporter cannot use the queue {queue}: {error}",
+    "--event-queue with a name that the relay printed at its start",
+)
+EVENT_QUEUE_UNUSED = Problem(
+    "event-queue",
+    "warning",
+    "no exporter consumes the queue {queue}; {messages} waiting",
+    "start the exporter with {option}",
 )
 
 _NO_EVICTION = "{redis_cli} CONFIG SET maxmemory-policy noeviction, and the same in redis.conf"

@@ -23,8 +23,10 @@ from celery_exporter.broker.connection import (
     connect,
     open_,
 )
+from celery_exporter.broker.consumers.amqp_consumer import DURABLE_QUEUE, durable_queue
 from celery_exporter.broker.queues.factory import queue_reader_for
 from celery_exporter.core.snapshot import QueueStats, WorkerView
+from celery_exporter.doctor.event_queue_checks import check_event_queue
 from celery_exporter.doctor.http_client import fetch
 from celery_exporter.doctor.problems import ORPHANED_QUEUES, QUERY_FAILED, TRANSIENT_QUEUES_DENIED
 from celery_exporter.doctor.queue_names import is_task_queue, is_temporary
@@ -40,9 +42,6 @@ DENIED_SINCE, DEPRECATED_SINCE = (4, 3), (4, 0)
 EXCLUSIVE_SINCE = (5, 7)
 #: Size of an answer of the management API: some 100,000 queues.
 MAX_ANSWER_BYTES = 16 * 2**20
-
-#: What --event-queue-durable declares.
-_DURABLE_QUEUE = "celeryev.celery-exporter"
 
 
 def run_rabbitmq_checks(
@@ -61,17 +60,19 @@ def run_rabbitmq_checks(
         say("querying the management API")
         consumers = _consumers_of_queues(connection, broker, management)
         reader = queue_reader_for(connection)
-        durable = reader.read([_DURABLE_QUEUE], requested=(), consumed=())[_DURABLE_QUEUE]
+        durable = reader.read([DURABLE_QUEUE], requested=(), consumed=())[DURABLE_QUEUE]
     finally:
         close_quietly(connection)
     product, version = properties.get("product", "AMQP broker"), str(properties.get("version", ""))
     if consumers is None and isinstance(durable, QueueStats) and not durable.consumers:
-        consumers = {_DURABLE_QUEUE: 0}
+        consumers = {DURABLE_QUEUE: 0}
     findings = [
         QUERY_FAILED.ok(f"{product} {version}"),
         check_transient_queues(version, permitted=_permits_transient_queues(config)),
         _check_orphaned_queues(consumers, config, broker),
     ]
+    if config.has_durable_queue:
+        findings.append(check_event_queue(config))
     return findings, {name for name in consumers or () if is_task_queue(name)}
 
 
@@ -141,7 +142,8 @@ def _check_orphaned_queues(
         return ORPHANED_QUEUES.ok(
             f"unknown, since the management API does not answer (see --management); to list them: {command}"
         )
-    orphans = sorted(name for name, number in consumers.items() if not number and is_temporary(name))
+    own = {durable_queue(config)} if config.has_durable_queue else set()  # which has a check of its own
+    orphans = sorted(name for name in consumers.keys() - own if not consumers[name] and is_temporary(name))
     if not orphans:
         return ORPHANED_QUEUES.ok("no event or reply queue without a consumer")
     command = delete_queues_command(config, broker, orphans[:MAX_NAMES])

@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis
 from celery_exporter.broker.url import masked
+from celery_exporter.core.shards import Shard
+from celery_exporter.core.snapshot import WorkerView
 from celery_exporter.doctor.connectivity import check_connectivity
 from celery_exporter.doctor.event_checks import run_event_checks
 from celery_exporter.doctor.history_checks import run_history_check
@@ -25,6 +27,7 @@ from celery_exporter.doctor.prometheus_checks import run_prometheus_checks
 from celery_exporter.doctor.rabbitmq_checks import consider_workers, run_rabbitmq_checks
 from celery_exporter.doctor.remedies import broker_address, diagnose_command
 from celery_exporter.doctor.sink_checks import run_sink_checks
+from celery_exporter.doctor.state_checks import run_state_check
 from celery_exporter.metrics.config import MetricsConfig
 from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.sinks.base import Sink
@@ -93,11 +96,10 @@ def run_doctor(
         if options.sinks:
             say("querying the sinks")
             add(run_sink_checks(options.sinks))
-        if options.history_file is not None:
-            add([run_history_check(options.history_file)])
+        add(_run_file_checks(config, options))
         if options.prometheus is not None:
             say("querying Prometheus")
-            up = {worker.name for worker in workers if worker.up}
+            up = workers_up_of(config.shard or Shard(0, 1), workers)
             names = _native_histogram_names(config.metrics)
             add(run_prometheus_checks(options.prometheus, config.metrics.metric_prefix, up, names))
     exit_code = max((EXIT_CODES[finding.severity] for finding in findings), default=0)
@@ -125,12 +127,31 @@ def _run_broker_checks(
     return [], set()
 
 
+def workers_up_of(shard: Shard, workers: Iterable[WorkerView]) -> set[str]:
+    """Return the workers that are up according to the metrics of a shard."""
+    return {worker.name for worker in workers if worker.up and shard.has(worker.name)}
+
+
+def _run_file_checks(config: MonitorConfig, options: DoctorOptions) -> list[Finding]:
+    """Return the findings on the files of the exporter."""
+    findings = []
+    if options.history_file is not None:
+        findings.append(run_history_check(options.history_file))
+    if config.state_file is not None:
+        findings.append(run_state_check(config.state_file, config))
+    return findings
+
+
 def _native_histogram_names(config: MetricsConfig) -> list[str]:
     rows = config.selection.rows if config.native_histograms else []
     return [row.full_name(config.metric_prefix) for row in rows if row.type == "histogram"]
 
 
 def _for_listening(config: MonitorConfig, queues: set[str]) -> MonitorConfig:
-    """Return the config of an exporter that changes nothing, and measures all these queues often."""
+    """Return the config of an exporter that changes nothing, and measures all these queues often.
+
+    It keeps the tasks of all shards, since a problem of the cluster shows in any of them.
+    """
     all_queues = tuple(sorted({*config.queues, *queues}))
-    return replace(config.read_only(), queues=all_queues, update_interval=UPDATE_INTERVAL_SECONDS)
+    whole = replace(config.read_only(), shard=None)
+    return replace(whole, queues=all_queues, update_interval=UPDATE_INTERVAL_SECONDS)

@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -34,7 +35,12 @@ from celery_exporter.monitor.event_subscription import EventSubscription
 from celery_exporter.monitor.naming import Naming, naming_of
 from celery_exporter.persistence import state
 from celery_exporter.persistence.digests import DigestChanges, DigestRecorder, SavedDigests
-from celery_exporter.persistence.state_file import StateFile, StateFileError, UnusablePathError
+from celery_exporter.persistence.state_file import (
+    StateFile,
+    StateFileError,
+    UnusablePathError,
+    first_record,
+)
 
 log = logging.getLogger(__name__)
 
@@ -108,17 +114,13 @@ def restore(file: StateFile, config: MonitorConfig, broker: str) -> Restored | N
     if not file.load(saved.add) or saved.exporter is None:
         return None
     exporter = saved.exporter
-    if exporter.shard != shard_text(config):
+    try:
+        _check_owner(exporter, config, broker)
+    except UnusablePathError:
         file.close()
-        saved_shard, own_shard = (text or "none" for text in (exporter.shard, shard_text(config)))
-        raise UnusablePathError(
-            f"it is of shard {saved_shard}, and not of {own_shard}; give each shard a file of its own"
-        )
-    if not is_same_broker(exporter.broker, broker):
-        saved_broker, own_broker = (
-            " and ".join(identity.split("\n")) for identity in (exporter.broker, broker)
-        )
-        file.refuse(f"it is of another broker, {saved_broker}, and not of {own_broker}")
+        raise
+    except StateFileError as error:
+        file.refuse(str(error))
         return None
     naming = naming_of(config)
     cluster = new_cluster(config)
@@ -134,6 +136,39 @@ def restore(file: StateFile, config: MonitorConfig, broker: str) -> Restored | N
     age, label_sets, tasks = time.time() - saved_at, len(cluster.label_sets), len(cluster.tasks)
     log.info("restored %d label sets and %d unfinished tasks, saved %.0f s ago", label_sets, tasks, age)
     return Restored(cluster, exporter, saved.tracker, unconfirmed, exporter.naming != naming)
+
+
+def probe(path: Path, config: MonitorConfig, broker: str) -> bool:
+    """Return whether there is a file at a path, and raise StateFileError if this exporter would not use it.
+
+    Raises UnusablePathError if the exporter would not start. `broker` is the identity of the broker. Changes
+    nothing.
+    """
+    record = first_record(path)
+    if record is None:
+        return False
+    saved = SavedState()
+    try:
+        saved.add(record)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise StateFileError(f"it holds a state that cannot be used ({error!r})") from None
+    if saved.exporter is not None:
+        _check_owner(saved.exporter, config, broker)
+    return True
+
+
+def _check_owner(exporter: ExporterRecord, config: MonitorConfig, broker: str) -> None:
+    """Raise StateFileError if the file is of another shard or another broker."""
+    if exporter.shard != shard_text(config):
+        saved_shard, own_shard = (text or "none" for text in (exporter.shard, shard_text(config)))
+        raise UnusablePathError(
+            f"it is of shard {saved_shard}, and not of {own_shard}; give each shard a file of its own"
+        )
+    if not is_same_broker(exporter.broker, broker):
+        saved_broker, own_broker = (
+            " and ".join(identity.split("\n")) for identity in (exporter.broker, broker)
+        )
+        raise StateFileError(f"it is of another broker, {saved_broker}, and not of {own_broker}")
 
 
 def shard_text(config: MonitorConfig) -> str:

@@ -56,6 +56,33 @@ class UnusablePathError(StateFileError):
     """The path is not that of a state file, or a state file cannot be created there."""
 
 
+def first_record(path: Path) -> bytes | None:
+    """Return the first record of the file at a path, None of a file that is empty or does not exist yet.
+
+    Changes nothing, and takes no lock. Raises StateFileError if an exporter could not use the file.
+    """
+    path = Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise UnusablePathError(f"cannot open {path}: directory {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UnusablePathError(f"cannot write {path}: directory {path.parent} is not writable")
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise UnusablePathError(f"{path} is not a regular file")
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size:
+                _check_header(path, file.readline(_MAX_HEADER_BYTES))
+            record = next(_records(file, size), None)
+    except OSError as error:
+        raise UnusablePathError(f"cannot open {path}: {error.strerror}") from None
+    if record is None and size > len(_HEADER):
+        raise StateFileError("it is damaged: it ends within its first record")
+    return record
+
+
 class StateFile:
     """A file of records, each of which is bytes. Used by one thread at a time.
 
@@ -169,7 +196,7 @@ class StateFile:
             with os.fdopen(os.dup(self._descriptor), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size:
-                    self._check_header(file.readline(_MAX_HEADER_BYTES))
+                    _check_header(self._path, file.readline(_MAX_HEADER_BYTES))
                 if size > MAX_FILE_BYTES:
                     raise StateFileError(f"it has {size} bytes, more than the limit of {MAX_FILE_BYTES}")
                 if size > LARGE_FILE_BYTES:
@@ -207,17 +234,6 @@ class StateFile:
 
     def _is_in_place(self) -> bool:
         return self._descriptor is not None and _is_open_file_at(self._path, self._descriptor)
-
-    def _check_header(self, line: bytes) -> None:
-        if _HEADER.startswith(line.rstrip(b"\0")) and line != _HEADER:
-            raise StateFileError("it is damaged: its first line is incomplete")
-        if not line.startswith(_MAGIC):
-            raise UnusablePathError(
-                f"{self._path} is not a state file of celery-exporter, and stays unchanged. Give another path"
-            )
-        if line != _HEADER:
-            version = (line[len(_MAGIC) :].split() or [b""])[0].decode(errors="replace")
-            raise StateFileError(f"it has version {version!r}, this exporter reads version {VERSION}")
 
     def _lock(self, descriptor: int) -> None:
         try:
@@ -315,6 +331,18 @@ class StateFile:
         except OSError as error:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
         return size
+
+
+def _check_header(path: Path, line: bytes) -> None:
+    if _HEADER.startswith(line.rstrip(b"\0")) and line != _HEADER:
+        raise StateFileError("it is damaged: its first line is incomplete")
+    if not line.startswith(_MAGIC):
+        raise UnusablePathError(
+            f"{path} is not a state file of celery-exporter, and stays unchanged. Give another path"
+        )
+    if line != _HEADER:
+        version = (line[len(_MAGIC) :].split() or [b""])[0].decode(errors="replace")
+        raise StateFileError(f"it has version {version!r}, this exporter reads version {VERSION}")
 
 
 def _records(file: BinaryIO, size: int) -> Iterator[bytes]:

@@ -20,6 +20,7 @@ from celery_exporter.broker.url import (
 from celery_exporter.config.loader import load
 from celery_exporter.doctor import problems as doctor_problems
 from celery_exporter.doctor.check_order import CHECKS_BY_SUBJECT
+from celery_exporter.doctor.event_queue_checks import ACCESS_REFUSED
 from celery_exporter.doctor.problems import CONTAINER_HINT, UNUSABLE_URL
 from celery_exporter.doctor.prometheus_checks import ENABLE_NATIVE_HISTOGRAMS
 from celery_exporter.doctor.remedies import (
@@ -29,6 +30,7 @@ from celery_exporter.doctor.remedies import (
     delete_queues_command,
     diagnose_command,
     redis_cli,
+    refusal,
     subscription_remedy,
 )
 from celery_exporter.status import problems as status_problems
@@ -76,6 +78,7 @@ _VALUES = _Values(
     ),
     enable=ENABLE_NATIVE_HISTOGRAMS,
     or_accept_content=", or --accept-content NAMES here",
+    permit_command=refusal(_CONFIGS["RabbitMQ"], ACCESS_REFUSED).remedy(_BROKERS["RabbitMQ"]),
     redis_cli=_without_port(redis_cli(_BROKERS["Redis"])),
     start_worker=start_worker_command(["QUEUES"]),
 )
@@ -83,7 +86,7 @@ _VALUES = _Values(
 
 def table() -> str:
     """Return a row for each problem, in the order in which `doctor` prints the checks."""
-    order = [*(name for names in CHECKS_BY_SUBJECT.values() for name in names), "state"]
+    order = [name for names in CHECKS_BY_SUBJECT.values() for name in names]
     rows = sorted(_rows(), key=lambda row: order.index(row.check))
     cells = [(row.check, row.severity, markdown.cell(row.message), markdown.cell(row.remedy)) for row in rows]
     return markdown.table(("check", "severity at most", "message", "remedy"), cells)

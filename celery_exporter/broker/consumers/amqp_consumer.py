@@ -25,6 +25,7 @@ from amqp.serialization import loads
 from kombu import Exchange, Queue
 
 from celery_exporter.broker.codecs import JSON, MAX_BODY
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import (
     HEARTBEAT_SECONDS,
     BrokerError,
@@ -42,7 +43,6 @@ from celery_exporter.broker.consumers.base import (
     new_queue_name,
 )
 from celery_exporter.broker.message import EVENT_LINES, UNREADABLE, Message
-from celery_exporter.core.shards import Shard
 
 DURABLE_QUEUE = "celeryev.celery-exporter"
 #: Messages that a durable queue holds while the exporter is away: some gigabytes. The oldest are dropped.
@@ -143,7 +143,7 @@ class AmqpConsumer(BaseConsumer):
             return Queue(
                 self._queue_name, exchange, routing_key="#", durable=False, exclusive=True, auto_delete=True
             )
-        self._queue_name = self._config.event_queue or durable_queue(self._config.shard)
+        self._queue_name = durable_queue(self._config)
         return Queue(
             self._queue_name,
             exchange,
@@ -333,9 +333,11 @@ class AmqpConsumer(BaseConsumer):
         self._channel.send_method(method, types, values)
 
 
-def durable_queue(shard: Shard | None) -> str:
-    """Return the name of the queue of --event-queue-durable."""
-    return DURABLE_QUEUE if shard is None else f"{DURABLE_QUEUE}.{shard.index}-of-{shard.count}"
+def durable_queue(config: BrokerConfig) -> str:
+    """Return the name of the queue of --event-queue, or else of that of --event-queue-durable."""
+    shard = config.shard
+    own = DURABLE_QUEUE if shard is None else f"{DURABLE_QUEUE}.{shard.index}-of-{shard.count}"
+    return config.event_queue or own
 
 
 def _ignore(_: Frame) -> None:

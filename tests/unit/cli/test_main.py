@@ -13,6 +13,7 @@ import pytest
 from harness.exporter import run_cli
 
 from celery_exporter import __version__
+from celery_exporter.cli.commands import _DOCTOR
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.doctor.check_order import CHECKS_BY_SUBJECT
 from celery_exporter.runtime.version import version_text
@@ -80,6 +81,15 @@ def test_help_of_doctor_names_each_check():
     listed = " ".join(row[len("    Prometheus  ") :] for row in rows)
     names = [name for checks in CHECKS_BY_SUBJECT.values() for name in checks]
     assert re.findall(r"[^\s,]+", listed) == names
+
+
+def test_doctor_takes_each_option_and_lists_those_that_it_uses():
+    """Remedies say: run celery-exporter doctor with the same options."""
+    taken = {name for param in _DOCTOR.params for name in param.opts}
+    assert {f"--{option.name}" for option in OPTIONS} <= taken
+    listed = {word for line in help_of("doctor") for word in line.split()[:1]}
+    assert {"--event-queue", "--event-queue-durable", "--shard", "--state-file"} <= listed
+    assert "--log-level" not in listed
 
 
 def test_help_texts_of_commands_fit_the_list(page):

@@ -13,5 +13,4 @@ def test_every_check_of_the_tables_is_in_the_order_once():
     names = [name for checks in CHECKS_BY_SUBJECT.values() for name in checks]
     rows = [*vars(status_problems).values(), *vars(doctor_problems).values()]
     checks = {row.check for row in rows if isinstance(row, Problem)} | {row.check for row in REFUSALS}
-    of_an_exporter = {"state"}  # it has a state file, which doctor does not
-    assert sorted(names) == sorted((checks | {"virtual-host"}) - of_an_exporter)
+    assert sorted(names) == sorted(checks | {"virtual-host"})

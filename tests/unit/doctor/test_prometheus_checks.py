@@ -6,11 +6,14 @@ import json
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
+from celery_exporter.core.shards import Shard
 from celery_exporter.doctor import prometheus_checks
 from celery_exporter.doctor.prometheus_checks import run_prometheus_checks
+from celery_exporter.doctor.runner import workers_up_of
 
 
 @pytest.mark.parametrize(
@@ -76,3 +79,10 @@ def test_a_prometheus_that_sends_its_answer_byte_by_byte(monkeypatch):
         over.set()
         server.shutdown()
         server.server_close()
+
+
+def test_workers_of_a_shard_are_compared_with_those_of_its_exporter():
+    workers = [SimpleNamespace(name=f"w@box-{number}", up=number < 8) for number in range(10)]
+    shards = [workers_up_of(Shard(index, 2), workers) for index in range(2)]
+    assert all(shards)
+    assert sorted([*shards[0], *shards[1]]) == [worker.name for worker in workers[:8]]
