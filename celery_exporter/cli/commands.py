@@ -31,6 +31,7 @@ from celery_exporter.config.schema import BrokerSettings
 from celery_exporter.doctor.check_order import CHECKS_BY_SUBJECT
 from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.registry import PROFILES, overview, table
+from celery_exporter.runtime.logging import configure, forward
 from celery_exporter.web.listen_config import ListenConfig
 from celery_exporter.web.task_query import PARAMETERS
 
@@ -61,6 +62,8 @@ _CHECKED_OPTIONS = frozenset(
     "metric_prefix",
     "static_label",
 }
+#: Options of a command that runs until it is stopped, and logs.
+_LOG_OPTIONS = frozenset({"log_level", "log_format"})
 
 
 def _doctor_checks() -> str:
@@ -166,7 +169,10 @@ def _broker_command(
         root = _root_params(context)
         values = {option.key: argv.pop(option.key) or root.get(option.key) for option in taken}
         environ = os.environ if takes_all else without_opentelemetry(os.environ)
-        context.exit(function(load(values, environ).broker(broker), **argv))
+        settings = load(values, environ)
+        if keys >= _LOG_OPTIONS:
+            configure(settings.log_level, settings.log_format)
+        context.exit(function(settings.broker(broker), **argv))
 
     taken = [option for option in OPTIONS if takes_all or option.key in keys]
     options = [parameter(option, hidden=option.key not in keys) for option in taken]
@@ -252,7 +258,7 @@ def _relay(settings: BrokerSettings, to: str | None, to_file: Path | None, shard
 
     Consumes all events of a cluster from a durable queue, and publishes them to a queue for each shard, which
     an exporter reads with --shard I/N and --event-queue. RabbitMQ only. This is the one command that declares
-    queues and publishes to them; it prints their names.
+    queues and publishes to them; it logs their names.
     """
     from celery_exporter.broker.url_file import url_from_file  # noqa: PLC0415  only this command needs it
     from celery_exporter.relay.command import relay  # noqa: PLC0415
@@ -263,7 +269,7 @@ def _relay(settings: BrokerSettings, to: str | None, to_file: Path | None, shard
     if to or to_file:
         url = url_from_file(to_file, "--to-file") if to_file else to
         target = structs.replace(source, broker_url=url, broker_url_file=to_file)
-    relay(source, target, shards, ended=stop_condition(None), say=print_progress)
+    relay(source, target, shards, ended=stop_condition(None))
     return 0
 
 
@@ -277,7 +283,6 @@ def _doctor(
     """
     from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415  only this command needs it
     from celery_exporter.doctor.runner import DoctorOptions, run_doctor  # noqa: PLC0415
-    from celery_exporter.runtime.logging import forward  # noqa: PLC0415
     from celery_exporter.sinks.factory import sinks_for  # noqa: PLC0415
 
     sinks = sinks_for(settings.sinks)  # before the checks: contradicting settings end the command
@@ -359,7 +364,7 @@ _RELAY = _broker_command(
         required=True,
         help="Number of shards.",
     ),
-    keys=_BROKER_OPTIONS | {"retry_interval"},
+    keys=_BROKER_OPTIONS | {"retry_interval"} | _LOG_OPTIONS,
 )
 _DOCTOR = _broker_command(
     "doctor",
@@ -410,7 +415,6 @@ def _top(context: click.Context, /, url: str | None, broker: str | None, **argv:
     --broker-url, of a broker without an exporter. Without a terminal, prints one snapshot and exits.
     """
     unblock_signals()
-    from celery_exporter.runtime.logging import forward  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.top import show  # noqa: PLC0415
     from celery_exporter.top.status_source import broker as subscribed  # noqa: PLC0415
     from celery_exporter.top.status_source import exporter  # noqa: PLC0415

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -23,10 +24,11 @@ from celery_exporter.broker.consumers.amqp_consumer import DURABLE_QUEUE_ARGUMEN
 from celery_exporter.broker.consumers.base import BATCH_MESSAGES
 from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import ConfigSource
-from celery_exporter.broker.url import masked
 from celery_exporter.relay.publisher import ShardPublisher
 from celery_exporter.relay.split import Part, split
 from celery_exporter.runtime.backoff import back_off
+
+log = logging.getLogger(__name__)
 
 #: Longest wait before `ended` is called again, and time between two lines of progress.
 POLL_SECONDS, PROGRESS_SECONDS = 0.25, 60.0
@@ -34,15 +36,8 @@ POLL_SECONDS, PROGRESS_SECONDS = 0.25, 60.0
 GATHER_SECONDS = 0.05
 
 
-def relay(
-    source: BrokerConfig,
-    target: BrokerConfig,
-    count: int,
-    *,
-    ended: Callable[[], bool],
-    say: Callable[[str], None],
-) -> None:
-    """Relay events to the queues of `count` shards until `ended`; `say` prints progress.
+def relay(source: BrokerConfig, target: BrokerConfig, count: int, *, ended: Callable[[], bool]) -> None:
+    """Relay events to the queues of `count` shards until `ended`.
 
     Waits for a broker that cannot be reached. Raises UnusableURLError for a URL that is not of RabbitMQ.
     """
@@ -51,42 +46,92 @@ def relay(
     )
     for config in (source, target):
         check(replace(config, event_queue=source.event_queue))
-    consumer = AmqpConsumer(ConfigSource(source), acks=Acknowledgements(PREFETCH))
-    publisher = ShardPublisher(ConfigSource(target), count)
-    say(f"declares the queue {source.event_queue} on {masked(source.broker_url)}")
-    say(f"declares the queues {', '.join(publisher.queues.values())} on {masked(target.broker_url)}")
-    received = published = 0
-    reported = time.monotonic()
+    events, shards = ConfigSource(source), ConfigSource(target)
+    consumer = AmqpConsumer(events, acks=Acknowledgements(PREFETCH))
+    publisher = ShardPublisher(shards, count)
+    log.info("declares the queue %s on %s", source.event_queue, events.masked_url())
+    queues = ", ".join(publisher.queues.values())
+    log.info(
+        "declares the exchange %s and the queues %s on %s", publisher.exchange, queues, shards.masked_url()
+    )
+    progress, outage = _Progress(), _Outage("cannot publish to", "publishes again to", shards)
     with closing(consumer), closing(publisher):
-        for messages in _batches(consumer, source, ended, say):
+        for messages in _batches(consumer, events, ended):
             parts = split(messages, count)
-            if not _is_published(publisher, parts, target, ended, say):
-                return  # without an acknowledgement: the next process receives these messages again
+            if not _is_published(publisher, parts, target.retry_interval, ended, outage):
+                break  # without an acknowledgement: the next process receives these messages again
             if consumer.mark is not None:
                 consumer.release(consumer.mark)
-            received, published = received + len(messages), published + len(parts)
+            progress.add(consumer, len(messages), len(parts))
             if len(messages) < BATCH_MESSAGES:
                 _wait(GATHER_SECONDS, ended)
-            if time.monotonic() > reported + PROGRESS_SECONDS:
-                reported = time.monotonic()
-                say(f"{received:,} messages received, {published:,} published")
+    progress.log_relayed()
+    log.info("stopped")
+
+
+class _Progress:
+    """Logs whether this relay is active, and once a minute what it relayed, if anything."""
+
+    def __init__(self) -> None:
+        self._role = ""
+        self._begin = time.monotonic()
+        self._messages = self._parts = 0  # since then
+
+    def add(self, consumer: AmqpConsumer, messages: int, parts: int) -> None:
+        """Take note of what was relayed, and of whether RabbitMQ sends events to this consumer."""
+        role = "active: this" if consumer.is_active else "standby: another"
+        if role != self._role and (consumer.is_active or consumer.is_standby):
+            self._role = role
+            log.info("%s relay receives the events", role)
+        self._messages, self._parts = self._messages + messages, self._parts + parts
+        if time.monotonic() > self._begin + PROGRESS_SECONDS:
+            self.log_relayed()
+
+    def log_relayed(self) -> None:
+        """Log what was relayed since the last call."""
+        now = time.monotonic()
+        if self._messages:
+            log.info(
+                "relayed %d messages with events as %d messages to shards in %.0f s",
+                *(self._messages, self._parts, now - self._begin),
+            )
+        self._begin, self._messages, self._parts = now, 0, 0
+
+
+class _Outage:
+    """Logs the first error of an outage, further ones with another text, and its end."""
+
+    def __init__(self, failure: str, end: str, source: ConfigSource) -> None:
+        self._failure, self._end, self._source = failure, end, source
+        self._logged = ""
+
+    def note(self, error: str) -> None:
+        """Take note of an error, or of a success if it is empty."""
+        if error and error != self._logged:
+            log.warning("%s %s: %s", self._failure, self._source.masked_url(), error)
+        elif self._logged and not error:
+            log.info("%s %s", self._end, self._source.masked_url())
+        self._logged = error
 
 
 def _batches(
-    consumer: AmqpConsumer, config: BrokerConfig, ended: Callable[[], bool], say: Callable[[str], None]
+    consumer: AmqpConsumer, source: ConfigSource, ended: Callable[[], bool]
 ) -> Iterator[list[Message]]:
     """Yield batches of messages until `ended`; reconnect as often as needed."""
-    waits = back_off(config.retry_interval)
+    outage = _Outage("no events from", "subscribed again on", source)
+    longest = source.current().retry_interval
+    waits = back_off(longest)
     while not ended():
         try:
-            _declare_queue(ConfigSource(config).current())
+            _declare_queue(source.current())
             consumer.open()
-            say(f"receiving events from {config.event_queue}")
-            waits = back_off(config.retry_interval)
             while not ended():
-                yield consumer.read(POLL_SECONDS)
+                messages = consumer.read(POLL_SECONDS)
+                outage.note("")
+                waits = back_off(longest)
+                yield messages
         except BrokerError as error:  # noqa: PERF203  rare
-            say(f"no events from {masked(config.broker_url)}, connecting again: {error}")
+            outage.note(str(error))
             consumer.close()
             _wait(next(waits), ended)
 
@@ -112,17 +157,18 @@ def _declare_queue(config: BrokerConfig) -> None:
 def _is_published(
     publisher: ShardPublisher,
     parts: Sequence[Part],
-    config: BrokerConfig,
+    longest_wait: float,
     ended: Callable[[], bool],
-    say: Callable[[str], None],
+    outage: _Outage,
 ) -> bool:
     """Publish, as often as needed; return False if `ended` came first."""
-    for wait in back_off(config.retry_interval):
+    for wait in back_off(longest_wait):
         try:
             publisher.publish(parts)
         except BrokerError as error:
-            say(f"cannot publish to {masked(config.broker_url)}, trying again: {error}")
+            outage.note(str(error))
         else:
+            outage.note("")
             return True
         _wait(wait, ended)
         if ended():

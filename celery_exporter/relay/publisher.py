@@ -42,6 +42,7 @@ class ShardPublisher:
         self._source = source
         event_exchange = source.current().event_exchange
         self._exchange = Exchange(f"{event_exchange}.of-{count}", "direct", durable=True)
+        self.exchange = self._exchange.name
         self.queues = {str(index): f"{event_exchange}.{index}-of-{count}" for index in range(count)}
         self._connection: Connection = connect(source.current())
         self._channel: Any = None  # None: it is not open

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import sys
 
@@ -48,14 +50,35 @@ def lengths(url: str) -> dict[str, int]:
         return {name: channel.queue_declare(name, passive=True).message_count for name in QUEUES}
 
 
-def test_it_says_what_it_declares_and_stops_at_a_signal(running, tmp_path, rabbit_broker):
-    relay = running(Relay(tmp_path / "relay", rabbit_broker.url, 2))
+def test_its_log_has_what_it_declares_and_relays(running, tmp_path, rabbit_broker):
+    relay = running(Relay(tmp_path / "relay", rabbit_broker.url, 2, "--log-format", "json"))
+    publish(rabbit_broker.url, *range(20))
+    eventually(lambda: min(lengths(rabbit_broker.url).values()) > 0, 20)
     assert relay.stop(signal.SIGTERM) == 0
-    lines = relay.text().splitlines()
-    assert "guest:***@" in lines[0], "no password in the log"
+    lines = [json.loads(line) for line in relay.text().splitlines()]
+    assert {(line["level"], line["logger"]) for line in lines} == {("info", "celery_exporter.relay.command")}
+    assert all(line["time"] for line in lines)
+    messages = [re.sub(r" (on|in) .*", "", line["msg"]) for line in lines]
+    assert messages[:3] == [
+        "declares the queue celeryev.relay-of-2",
+        "declares the exchange celeryev.of-2 and the queues celeryev.0-of-2, celeryev.1-of-2",
+        "active: this relay receives the events",
+    ]
+    assert re.fullmatch(r"relayed \d+ messages with events as \d+ messages to shards", messages[3])
+    assert messages[4:] == ["stopped"]
+    assert "guest:***@" in lines[0]["msg"], "no password in the log"
     assert "guest:guest" not in relay.text()
-    assert lines[0].startswith("declares the queue celeryev.relay-of-2 on amqp://")
-    assert lines[1].startswith("declares the queues celeryev.0-of-2, celeryev.1-of-2 on amqp://")
+
+
+def test_a_second_relay_is_on_standby(running, tmp_path, rabbit_broker):
+    first = running(Relay(tmp_path / "first", rabbit_broker.url, 2))
+    second = running(Relay(tmp_path / "second", rabbit_broker.url, 2))
+    assert "standby: another relay receives the events" in second.text()
+    assert "active: " not in second.text()
+    first.kill()
+    eventually(lambda: "active: this relay receives the events" in second.text(), 20)
+    assert second.stop(signal.SIGTERM) == 0
+    assert "relayed" not in second.text(), "no line about nothing"
 
 
 def test_events_wait_while_no_relay_and_no_shard_runs(running, shards, tmp_path, rabbit_broker):
@@ -96,6 +119,9 @@ def test_a_broker_that_is_away_is_waited_for(running, shards, tmp_path, rabbit_b
         eventually(lambda: "cannot publish to amqp://guest:***@" in relay.text(), 30)
         proxy.forward()
         until_equal(lambda: successes(exporters), 20, 30)
+        eventually(lambda: "publishes again to amqp://guest:***@" in relay.text(), 20)
+        texts = re.findall("cannot publish to .*", relay.text())
+        assert len(texts) == len(set(texts)), "no text repeats"
 
 
 def test_a_queue_that_was_deleted_is_declared_again(running, shards, tmp_path, rabbit_broker):
@@ -133,10 +159,10 @@ def test_a_connection_without_events_stays_open(running, tmp_path, rabbit_broker
     """RabbitMQ closes a connection without heartbeats: after 4 s, if there should be one in 2 s."""
     options = ("--broker-transport-option", "heartbeat=2")
     relay = running(Relay(tmp_path / "relay", rabbit_broker.url, 2, *options))
-    stays(lambda: "again" not in relay.text(), 7)
+    stays(lambda: "level=warning" not in relay.text(), 7)
     publish(rabbit_broker.url, *range(20))
     eventually(lambda: min(lengths(rabbit_broker.url).values()) > 0, 20)
-    assert "again" not in relay.text()
+    assert "level=warning" not in relay.text()
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ class AmqpConsumer(BaseConsumer):
         elif acks is None and self._config.event_queue_durable:
             self._acks = Acknowledgements(PREFETCH_WITH_STATE if saves_state else PREFETCH)
         self.is_active = self._acks is None
-        self._is_standby = False  # another one was active when that was known last
+        self.is_standby = False  # another one was active when that was known last
         self._is_intact = False  # the last read ended without an error
         # Of the open connection: kombu's channel, py-amqp's connection and frame handler, and the socket.
         self._channel: Any = None
@@ -277,8 +277,8 @@ class AmqpConsumer(BaseConsumer):
             self._decide(is_active=consumers == 1)
 
     def _decide(self, *, is_active: bool) -> None:
-        self.takeovers += is_active and self._is_standby
-        self.is_active, self._is_standby, self._is_decided = is_active, not is_active, True
+        self.takeovers += is_active and self.is_standby
+        self.is_active, self.is_standby, self._is_decided = is_active, not is_active, True
 
     # -- the durable queue
 
