@@ -20,7 +20,12 @@ from celery_exporter.broker.connection import (
     open_,
 )
 from celery_exporter.broker.consumers.acknowledgements import Acknowledgements
-from celery_exporter.broker.consumers.amqp_consumer import DURABLE_QUEUE_ARGUMENTS, PREFETCH, AmqpConsumer
+from celery_exporter.broker.consumers.amqp_consumer import (
+    DURABLE_QUEUE_ARGUMENTS,
+    PREFETCH,
+    AmqpConsumer,
+    declare,
+)
 from celery_exporter.broker.consumers.base import BATCH_MESSAGES
 from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import ConfigSource
@@ -142,14 +147,15 @@ def _declare_queue(config: BrokerConfig) -> None:
     try:
         with broker_errors(connection):
             open_(connection)
-            Queue(
+            queue = Queue(
                 config.event_queue,
                 Exchange(config.event_exchange, "topic"),
                 routing_key="#",
                 durable=True,
                 # One relay at a time: two that share the messages would change the order of events.
                 queue_arguments=DURABLE_QUEUE_ARGUMENTS,
-            )(connection.default_channel).declare()
+            )
+            declare(queue(connection.default_channel))
     finally:
         close_quietly(connection)
 

@@ -25,7 +25,7 @@ from celery_exporter.broker.connection import (
     connect,
     open_,
 )
-from celery_exporter.broker.consumers.amqp_consumer import DURABLE_QUEUE_ARGUMENTS
+from celery_exporter.broker.consumers.amqp_consumer import DURABLE_QUEUE_ARGUMENTS, declare
 from celery_exporter.relay.split import EVERY_SHARD, Part
 
 #: Seconds until RabbitMQ must have confirmed a batch. It confirms none while it blocks publishers.
@@ -83,7 +83,7 @@ class ShardPublisher:
                 queue = Queue(
                     name, self._exchange, shard, durable=True, queue_arguments=DURABLE_QUEUE_ARGUMENTS
                 )(channel)
-                queue.declare()
+                declare(queue)
                 queue.bind_to(self._exchange, EVERY_SHARD)
             channel.confirm_select()
             channel.events["basic_ack"].add(self._on_ack)

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import sys
+from contextlib import ExitStack
 
 import kombu
 import pytest
@@ -132,6 +133,21 @@ def test_a_queue_that_was_deleted_is_declared_again(running, shards, tmp_path, r
     eventually(lambda: "the queue of shard 0 is gone" in relay.text(), 20)
     exporters = shards(rabbit_broker.url)
     until_equal(lambda: successes(exporters), 20, 20)
+
+
+def test_a_queue_with_other_arguments_is_an_error(tmp_path, rabbit_broker):
+    names = ("celeryev.relay-of-2", QUEUES[1])
+    with kombu.Connection(rabbit_broker.url) as connection:
+        for name in names:
+            kombu.Queue(name, durable=True)(connection.default_channel).queue_declare()
+        relay = Relay(tmp_path / "relay", rabbit_broker.url, 2)
+        with ExitStack() as stack:
+            stack.callback(relay.kill)
+            relay.start()
+            for name in names:
+                eventually(lambda name=name: f"the queue '{name}' exists with other" in relay.text(), 20)
+                connection.default_channel.queue_delete(name)
+            relay.wait_ready()
 
 
 def test_a_header_that_cannot_be_published_does_not_end_the_relay(running, shards, rabbit_broker, tmp_path):

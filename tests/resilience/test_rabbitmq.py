@@ -41,11 +41,23 @@ def short_consumer_timeout(tmp_path_factory):
 
 def test_queue_deleted(app, rabbit_broker, watched):
     """RabbitMQ cancels the consumer if the queue is deleted."""
-    with (
-        watched(app("--event-queue-durable")) as availability,
-        kombu.Connection(rabbit_broker.url) as connection,
-    ):
+    exporter = app("--event-queue-durable")
+    with watched(exporter) as availability, kombu.Connection(rabbit_broker.url) as connection:
         availability.resubscribes(lambda: connection.default_channel.queue_delete(DURABLE_QUEUE))
+    assert f"the queue '{DURABLE_QUEUE}' was deleted" in exporter.text()
+
+
+def test_queue_with_other_arguments(running, rabbit_broker, tmp_path):
+    """The error has a command that helps."""
+    with kombu.Connection(rabbit_broker.url) as connection:
+        kombu.Queue(DURABLE_QUEUE, durable=True)(connection.default_channel).declare()
+    exporter = running(Watched(tmp_path / "exporter", rabbit_broker.url, "--event-queue-durable"))
+    eventually(lambda: f"the queue '{DURABLE_QUEUE}' exists with other arguments" in exporter.text(), 20)
+    vhost = rabbit_broker.url.rpartition("/")[2]
+    command = f"delete_queue -p {vhost} {DURABLE_QUEUE}"
+    assert f"rabbitmqctl {command}" in exporter.text()
+    rabbit_broker.server.control(*command.split())
+    exporter.connected()
 
 
 def test_channel_closed(running, short_consumer_timeout, watched, tmp_path):

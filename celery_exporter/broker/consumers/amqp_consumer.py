@@ -12,6 +12,7 @@ when that is gone. It tells none of them which one it is (rabbitmq.com/docs/cons
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from struct import unpack_from
 from typing import Any
 
 from amqp import spec
+from amqp.exceptions import PreconditionFailed
 from amqp.serialization import loads
 from kombu import Exchange, Queue
 
@@ -45,10 +47,13 @@ from celery_exporter.broker.consumers.base import (
 from celery_exporter.broker.message import EVENT_LINES, UNREADABLE, Message
 
 DURABLE_QUEUE = "celeryev.celery-exporter"
-#: Messages that a durable queue holds while the exporter is away: some gigabytes. The oldest are dropped.
-DURABLE_QUEUE_LENGTH = 1_000_000
-#: The arguments of a durable queue.
-DURABLE_QUEUE_ARGUMENTS = {"x-max-length": DURABLE_QUEUE_LENGTH, "x-single-active-consumer": True}
+#: What a durable queue holds while the exporter is away; the oldest messages are dropped. Events have some
+#: 400 bytes, and a message of a relay has up to a megabyte of them.
+DURABLE_QUEUE_ARGUMENTS = {
+    "x-max-length": 1_000_000,
+    "x-max-length-bytes": 2**30,
+    "x-single-active-consumer": True,
+}
 #: Messages that RabbitMQ sends ahead of their acknowledgement: several reads, so that none waits for it. With
 #: a state file the acknowledgement follows once a second, or when half of them wait for it.
 PREFETCH, PREFETCH_WITH_STATE = 2_000, 40_000
@@ -109,7 +114,7 @@ class AmqpConsumer(BaseConsumer):
         self._start_connection()
         queue = self._event_queue()(self._channel)
         if self._config.event_queue is None:
-            queue.declare()
+            declare(queue)
         else:
             queue.queue_declare(passive=True)
         if self._acks is not None:
@@ -205,6 +210,8 @@ class AmqpConsumer(BaseConsumer):
                 if method == spec.Queue.DeclareOk and self._acks is not None:
                     (consumers,) = unpack_from(">I", data, len(data) - 4)
                     self._on_consumers(consumers)
+            if method == spec.Basic.Cancel:
+                raise BrokerError(f"the queue {self._queue_name!r} was deleted, or its node is down")
             return self._handle_by_amqp(frame)
         self._amqp.bytes_recv += 1
         if kind == _METHOD:
@@ -338,6 +345,20 @@ def durable_queue(config: BrokerConfig) -> str:
     shard = config.shard
     own = DURABLE_QUEUE if shard is None else f"{DURABLE_QUEUE}.{shard.index}-of-{shard.count}"
     return config.event_queue or own
+
+
+def declare(queue: Queue) -> None:
+    """Declare a queue on its channel. Raises BrokerError if it exists with other arguments."""
+    try:
+        queue.declare()
+    except PreconditionFailed as error:
+        if error.method_sig != spec.Queue.Declare:
+            raise
+        vhost, name = (shlex.quote(text) for text in (queue.channel.connection.virtual_host, queue.name))
+        raise BrokerError(
+            f"the queue {queue.name!r} exists with other arguments: {error.reply_text}; "
+            f"to delete it and its messages: rabbitmqctl delete_queue -p {vhost} {name}"
+        ) from error
 
 
 def _ignore(_: Frame) -> None:
