@@ -534,7 +534,8 @@
       |||,
       'Celery exporter {{ $labels.instance }} has received no events for at least %(pending)s',
       'Its event subscription is not open, or workers are up and no event has arrived for %(silenceSeconds)s s. ' +
-      'Its counters do not change. Check the broker, the log of the exporter, and that workers use the same broker.',
+      'Its counters do not change. Check the broker, the log of the exporter, that workers use the same broker, ' +
+      'and with --event-queue that a relay runs.',
     ),
 
     alert(

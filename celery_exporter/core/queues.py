@@ -40,6 +40,11 @@ _NEEDS_NO_CONSUMER = re.compile(
 T = TypeVar("T")
 
 
+def is_event_queue(name: str) -> bool:
+    """Return whether a queue of this name holds events, so exporters or a relay consume it."""
+    return name.startswith("celeryev.")
+
+
 class Queue(Struct, array_like=True, gc=False):
     """A queue in use, by its name."""
 

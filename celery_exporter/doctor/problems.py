@@ -100,7 +100,7 @@ ORPHANED_QUEUES = Problem(
     "orphaned-queues",
     "warning",
     "event and reply queues without consumers: {queues}",
-    "{delete_command}",
+    "unless a relay or an exporter will consume them again: {delete_command}",
 )
 UNREAD_REPLIES = Problem(
     "orphaned-queues",

@@ -286,6 +286,14 @@ ORPHANED_TASKS = Problem(
 LONG_QUEUES = Problem(
     "queue-depth", "warning", "messages wait: {by_queue}", _MORE_WORKERS, "CeleryHighQueueDepth"
 )
+LONG_EVENT_QUEUES = Problem(
+    "queue-depth",
+    "warning",
+    "messages wait: {by_queue}",
+    "for queues of events (celeryev.…): start the relay, shard or exporter that consumes them, or give it "
+    "more CPU",
+    "CeleryHighQueueDepth",
+)
 LONG_WAITS = Problem(
     "queue-waits",
     "warning",

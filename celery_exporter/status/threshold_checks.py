@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from msgspec.structs import replace
+
+from celery_exporter.core.queues import is_event_queue
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.types import State
 from celery_exporter.quoting import printable
@@ -14,6 +17,7 @@ from celery_exporter.status.finding import Finding, Problem, count, duration, fi
 from celery_exporter.status.problems import (
     EVENTS_MISSED,
     FAILURES,
+    LONG_EVENT_QUEUES,
     LONG_QUEUES,
     LONG_WAITS,
     OLD_MESSAGES,
@@ -141,7 +145,13 @@ def queue_depth(snapshot: Snapshot, _: Growth) -> Finding | None:
         return None
     over = _above(lengths, _limit(LONG_QUEUES))
     if over:
-        return LONG_QUEUES.finding(by_queue=_listed(over, "{:,}".format))
+        by_queue = _listed(over, "{:,}".format)
+        if all(map(is_event_queue, over)):
+            return LONG_EVENT_QUEUES.finding(by_queue=by_queue)
+        finding = LONG_QUEUES.finding(by_queue=by_queue)
+        if any(map(is_event_queue, over)):
+            return replace(finding, remedy=f"{finding.remedy}; {LONG_EVENT_QUEUES.remedy}")
+        return finding
     return LONG_QUEUES.ok(f"no queue is longer than {_limit(LONG_QUEUES):,.0f} messages")
 
 

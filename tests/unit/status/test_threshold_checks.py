@@ -180,6 +180,17 @@ def test_long_queues_and_old_messages(sampled):
     )
 
 
+def test_no_worker_consumes_a_queue_of_events(sampled):
+    long = QueueStats(1_001)
+    finding = sampled.findings(queue_stats={"celeryev.0-of-2": long})["queue-depth"]
+    assert finding.message == "messages wait: celeryev.0-of-2 1,001"
+    assert "relay" in finding.remedy
+    assert "workers" not in finding.remedy
+    finding = sampled.findings(queue_stats={"celeryev.0-of-2": long, "q": long})["queue-depth"]
+    assert "add workers" in finding.remedy
+    assert "relay" in finding.remedy
+
+
 def test_waits_are_of_a_queue():
     bounds = (1.0, 100.0, 1_000.0)
     sampled = SampledCluster(ClusterDriver(aggregates=Aggregates(bounds, bounds)))
