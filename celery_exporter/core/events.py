@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Annotated, Any
@@ -126,10 +127,22 @@ class EventWithArguments(EventWithAncestry, gc=False):
         self.result = self.result and self.result[:MAX_ARGUMENT_CHARACTERS]
 
 
+class Address(Struct, frozen=True, gc=False):
+    """The fields of an event that say which shard it belongs to."""
+
+    type: str
+    uuid: str | None = None
+    hostname: str | None = None
+
+
 class Malformed(Struct, frozen=True, gc=False):
-    """A rejected event; `reason` is one of `REASONS`."""
+    """A rejected event; `reason` is one of `REASONS`.
+
+    `key_hash` decides the shard that counts it: that of no key if the address cannot be read.
+    """
 
     reason: str
+    key_hash: int = 0
 
 
 _UNDECODABLE, _CONTENT_TYPE, _NOT_AN_OBJECT, _MISSING_FIELD, _BAD_FIELD = map(Malformed, REASONS)
@@ -149,6 +162,7 @@ _KNOWN_TYPES = frozenset(KNOWN_TYPES)
 _SCHEMAS = (Event, EventWithAncestry, EventWithArguments)
 _decode_body = {schema: msgspec.json.Decoder(schema | list[schema]).decode for schema in _SCHEMAS}  # type: ignore[valid-type]
 _decode_event = {schema: msgspec.json.Decoder(schema).decode for schema in _SCHEMAS}
+_decode_address = msgspec.json.Decoder(Address).decode
 _DECODING_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _required = ("timestamp", "hostname")
 #: The fields that only a `task-measured` event has to have right.
@@ -200,7 +214,30 @@ def _has_valid_id(event: Event) -> bool:
 
 def _decode_one_by_one(body: bytes, schema: type[Event]) -> list[Event | Malformed]:
     """Return the events of a batch that contains a bad one, each decoded on its own."""
-    return [_UNDECODABLE if item is None else _decode_item(item, schema) for item in items(body)]
+    return [
+        _UNDECODABLE if item is None else _addressed(_decode_item(item, schema), item) for item in items(body)
+    ]
+
+
+def _addressed(event: Event | Malformed, item: bytes) -> Event | Malformed:
+    """Return the event; a malformed one with the hash of its key."""
+    if isinstance(event, Event):
+        return event
+    try:
+        address = _decode_address(item)
+    except _DECODING_ERRORS:
+        return event
+    return Malformed(event.reason, hash_of(key_of(address.type, address.uuid, address.hostname or "")))
+
+
+def key_of(event_type: str, uuid: str | None, hostname: str) -> str:
+    """Return what decides the shard of an event."""
+    return hostname if event_type in WORKER_TYPES else uuid or ""
+
+
+def hash_of(key: str) -> int:
+    """Return the hash of a key, which is 0 for the empty one."""
+    return zlib.crc32(key.encode("utf-8", "replace"))
 
 
 def _decode_item(item: bytes, schema: type[Event]) -> Event | Malformed:

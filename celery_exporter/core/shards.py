@@ -8,13 +8,11 @@ from them.
 
 from __future__ import annotations
 
-import zlib
-
 from msgspec import Struct
 from msgspec.structs import replace
 
 from celery_exporter.core.cluster import Cluster
-from celery_exporter.core.events import WORKER_TYPES, Event
+from celery_exporter.core.events import Event, Malformed, hash_of, key_of
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.types import Timestamp
 
@@ -33,15 +31,14 @@ class Shard(Struct, frozen=True):
         """Return whether a uuid or a node name belongs to this shard."""
         return shard_of(key, self.count) == self.index
 
+    def counts(self, event: Malformed) -> bool:
+        """Return whether a malformed event counts in this shard; one without a key does in the first."""
+        return event.key_hash % self.count == self.index
+
 
 def shard_of(key: str, count: int) -> int:
     """Return the index of the shard, of so many, that a uuid or a node name belongs to."""
-    return zlib.crc32(key.encode("utf-8", "replace")) % count
-
-
-def key_of(event_type: str, uuid: str | None, hostname: str) -> str:
-    """Return what decides the shard of an event."""
-    return hostname if event_type in WORKER_TYPES else uuid or ""
+    return hash_of(key) % count
 
 
 class ShardOfCluster:
@@ -68,7 +65,5 @@ def part_of(snapshot: Snapshot, shard: Shard) -> Snapshot:
     )
     if shard.index == 0:
         return part
-    exporter = replace(
-        part.exporter, unacked=None, blocked=None, malformed=dict.fromkeys(part.exporter.malformed, 0)
-    )
+    exporter = replace(part.exporter, unacked=None, blocked=None)
     return replace(part, exporter=exporter, queues=[], unconsumed={}, requested=(), queue_names=0)

@@ -38,6 +38,8 @@ class ClusterState:
         self.listening = 0.0  # seconds; written by the event subscription alone
         #: Applies one event.
         self.apply = cluster.apply if config.shard is None else ShardOfCluster(cluster, config.shard).apply
+        #: Returns whether a malformed event counts here, and not in another shard.
+        self.counts = (lambda _: True) if config.shard is None else config.shard.counts
 
     def now(self) -> Timestamp:
         """Return the time on both clocks."""

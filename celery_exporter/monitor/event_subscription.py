@@ -247,7 +247,7 @@ class EventSubscription:
                 except Exception:  # noqa: BLE001  a fault of ours costs this event, not the subscription
                     self._count_not_applied()
             else:
-                self.malformed[event.reason] += 1
+                self.malformed[event.reason] += self._state.counts(event)
                 if event.reason == REFUSED:
                     self.last_refused = now.wall
         newest = next(

@@ -16,9 +16,9 @@ from msgspec.structs import replace
 
 from celery_exporter.broker.codecs import JSON
 from celery_exporter.broker.message import EVENT_LINES, UNREADABLE, Message
-from celery_exporter.core.events import WORKER_TYPES
+from celery_exporter.core.events import WORKER_TYPES, Address, key_of
 from celery_exporter.core.json_array import MAX_ITEMS
-from celery_exporter.core.shards import key_of, shard_of
+from celery_exporter.core.shards import shard_of
 
 #: What every shard gets as one message.
 EVERY_SHARD = "every"
@@ -37,17 +37,9 @@ class Part(Struct, frozen=True):
     message: Message
 
 
-class _Address(Struct, gc=False):
-    """The fields of an event that say which shards get it."""
-
-    type: str
-    uuid: str | None = None
-    hostname: str | None = None
-
-
 _events = msgspec.json.Decoder(list[Raw]).decode
-_addresses = msgspec.json.Decoder(list[_Address]).decode
-_address = msgspec.json.Decoder(_Address).decode
+_addresses = msgspec.json.Decoder(list[Address]).decode
+_address = msgspec.json.Decoder(Address).decode
 
 
 def split(messages: Iterable[Message], count: int) -> list[Part]:
@@ -116,7 +108,7 @@ def _take(lines: dict[str, list[bytes]], shard: str) -> Iterator[Part]:
         yield Part(shard, Message(b"\n".join(taken[start:]), EVENT_LINES, "utf-8"))
 
 
-def _shards(address: _Address, count: int) -> tuple[str, ...]:
+def _shards(address: Address, count: int) -> tuple[str, ...]:
     """Return the shards that get an event.
 
     What a worker says of itself is for all of them. The start of a task is for the shard of the worker, too,

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import kombu
 import pytest
 from celery.events.event import get_exchange
-from harness.events import publish_events, task_events
+from harness.events import publish_event_bytes, publish_events, task_events
 from harness.exporter import Exporter, run_cli
 from harness.proxy import Proxy
 from harness.relay import Relay, shard_arguments
@@ -169,6 +169,22 @@ def test_a_header_that_cannot_be_published_does_not_end_the_relay(running, shard
     until_equal(lambda: successes(exporters), 20, 20)
     malformed = "celery_exporter_events_malformed_total"
     until_equal(lambda: [exporter.total(malformed) for exporter in exporters], [1, 0], 20)
+
+
+def test_a_malformed_event_counts_in_one_shard(running, shards, tmp_path, rabbit_broker):
+    running(Relay(tmp_path / "relay", rabbit_broker.url, 2))
+    exporters = shards(rabbit_broker.url)
+    types = ("task-received", "task-started")  # the latter is for the shard of the worker, too
+    lacks_a_time = [
+        {"type": kind, "uuid": str(number), "hostname": "w@h"} for kind in types for number in range(10)
+    ]
+    publish_events(rabbit_broker.url, *lacks_a_time)
+    for event in lacks_a_time:
+        publish_event_bytes(rabbit_broker.url, json.dumps(event).encode())
+    publish_event_bytes(rabbit_broker.url, b"no event")
+    malformed = "celery_exporter_events_malformed_total"
+    until_equal(lambda: sum(exporter.total(malformed) for exporter in exporters), 41, 20)
+    assert min(exporter.total(malformed) for exporter in exporters) > 0
 
 
 def test_a_connection_without_events_stays_open(running, tmp_path, rabbit_broker):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_exporter.broker.message import EVENT_LINES, Message
-from celery_exporter.core.events import WORKER_TYPES
+from celery_exporter.core.events import WORKER_TYPES, Malformed, decode
 from celery_exporter.core.json_array import MAX_ITEMS
 from celery_exporter.core.shards import Shard, ShardOfCluster, part_of, shard_of
 from celery_exporter.relay.split import EVERY_SHARD, MAX_TEXT_BYTES, Part, split
@@ -62,6 +62,25 @@ def test_each_event_reaches_the_shard_of_its_task(events, count):
         else:
             assert shards == {shard_of(event["uuid"], count)}
     assert max(received.values(), default=1) <= max(Counter(map(json.dumps, events)).values(), default=1)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(TYPES)},
+            optional={"uuid": st.uuids().map(str) | st.integers(), "hostname": st.sampled_from(["a", 1])},
+        )
+    ),
+    st.integers(1, 8),
+)
+def test_each_malformed_event_counts_in_one_shard(events, count):
+    counting = 0
+    for shard, line in lines([message(events)], count):
+        for index in range(count):
+            if shard in {str(index), EVERY_SHARD}:
+                malformed = [event for event in decode(line) if isinstance(event, Malformed)]
+                counting += sum(map(Shard(index, count).counts, malformed))
+    assert counting == sum(isinstance(event, Malformed) for event in decode(json.dumps(events).encode()))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
