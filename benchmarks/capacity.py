@@ -122,7 +122,7 @@ def await_all(url: str, count: int) -> float:
             total = sum(channel.queue_declare(name, passive=True).message_count for name in names)
             if total != before:
                 changed, before = time.monotonic(), total
-            is_empty = channel.queue_declare(f"celeryev.relay-of-{count}", passive=True).message_count == 0
+            is_empty = channel.queue_declare("celeryev.relay", passive=True).message_count == 0
             return is_empty and total > 0 and time.monotonic() > changed + QUIET_SECONDS
 
         eventually(is_quiet, 300, every=0.05)

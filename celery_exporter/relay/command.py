@@ -46,9 +46,8 @@ def relay(source: BrokerConfig, target: BrokerConfig, count: int, *, ended: Call
 
     Waits for a broker that cannot be reached. Raises UnusableURLError for a URL that is not of RabbitMQ.
     """
-    source = replace(
-        source, event_queue_durable=False, event_queue=f"{source.event_exchange}.relay-of-{count}"
-    )
+    # One name for any number of shards: a relay with another number continues where the last one ended.
+    source = replace(source, event_queue_durable=False, event_queue=f"{source.event_exchange}.relay")
     for config in (source, target):
         check(replace(config, event_queue=source.event_queue))
     events, shards = ConfigSource(source), ConfigSource(target)

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import kombu
 import pytest
@@ -24,15 +25,16 @@ QUEUES = ("celeryev.0-of-2", "celeryev.1-of-2")
 @pytest.fixture
 def shards(running, tmp_path):
     """Return a function that starts the two shards behind a relay."""
+    return lambda url: start_shards(running, tmp_path, url, 2)
 
-    def start(url: str) -> list[Exporter]:
-        exporters = [
-            Exporter(tmp_path / f"shard-{index}", url, *shard_arguments(index, 2)) for index in range(2)
-        ]
-        running(*exporters)
-        return [exporter.connected() for exporter in exporters]
 
-    return start
+def start_shards(running, folder: Path, url: str, count: int) -> list[Exporter]:
+    """Start the shards behind a relay."""
+    exporters = [
+        Exporter(folder / f"shard-{index}", url, *shard_arguments(index, count)) for index in range(count)
+    ]
+    running(*exporters)
+    return [exporter.connected() for exporter in exporters]
 
 
 def publish(url: str, *numbers: int) -> None:
@@ -61,7 +63,7 @@ def test_its_log_has_what_it_declares_and_relays(running, tmp_path, rabbit_broke
     assert all(line["time"] for line in lines)
     messages = [re.sub(r" (on|in) .*", "", line["msg"]) for line in lines]
     assert messages[:3] == [
-        "declares the queue celeryev.relay-of-2",
+        "declares the queue celeryev.relay",
         "declares the exchange celeryev.of-2 and the queues celeryev.0-of-2, celeryev.1-of-2",
         "active: this relay receives the events",
     ]
@@ -135,8 +137,22 @@ def test_a_queue_that_was_deleted_is_declared_again(running, shards, tmp_path, r
     until_equal(lambda: successes(exporters), 20, 20)
 
 
+def test_another_number_of_shards_takes_over_where_the_old_one_ended(running, tmp_path, rabbit_broker):
+    relay = running(Relay(tmp_path / "two", rabbit_broker.url, 2))
+    old = start_shards(running, tmp_path / "two", rabbit_broker.url, 2)
+    publish(rabbit_broker.url, *range(20))
+    until_equal(lambda: successes(old), 20, 20)
+    assert relay.stop(signal.SIGTERM) == 0
+    publish(rabbit_broker.url, *range(20, 40))
+    running(Relay(tmp_path / "three", rabbit_broker.url, 3))
+    new = start_shards(running, tmp_path / "three", rabbit_broker.url, 3)
+    publish(rabbit_broker.url, *range(40, 60))
+    until_equal(lambda: successes(new), 40, 20)
+    assert successes(old) == 20
+
+
 def test_a_queue_with_other_arguments_is_an_error(tmp_path, rabbit_broker):
-    names = ("celeryev.relay-of-2", QUEUES[1])
+    names = ("celeryev.relay", QUEUES[1])
     with kombu.Connection(rabbit_broker.url) as connection:
         for name in names:
             kombu.Queue(name, durable=True)(connection.default_channel).queue_declare()
