@@ -134,6 +134,7 @@ def with_addresses(command: str, cluster: SimpleNamespace) -> str:
         "redis://127.0.0.1:6379/0": cluster.broker.url,
         "redis://127.0.0.1:6380/0": cluster.broker.url,
         "--seconds 60": "--seconds 1",
+        "--port 9809": f"--port {free_port()}",
         "celery-exporter doctor": "celery-exporter doctor --seconds 8",  # the minimum; the default is 20
         f"/etc/celery-exporter/{CONFIG_FILE}": CONFIG_FILE,
     }
