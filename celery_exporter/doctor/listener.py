@@ -52,7 +52,8 @@ class RecordingConsumer:
         self.last_alive = 0.0
         # The doctor takes nothing off a durable queue.
         self.mark: tuple[int, int] | None = None
-        self.is_active, self.takeovers, self.duplicates = True, 0, 0
+        self.is_active: bool | None = None
+        self.takeovers, self.duplicates = 0, 0
         self.release = consumer.release
         self.unconfirmed = consumer.unconfirmed
         self.expect_again = consumer.expect_again

@@ -29,7 +29,8 @@ READ_SECONDS = 0.25
 CHUNK_EVENTS = 1_000
 #: The reason under which events are counted that raised in the core, which would be a fault of ours.
 NOT_APPLIED = "not_applied"
-#: Seconds without a sign of life on the subscription after which the exporter is not ready.
+#: Seconds without a sign of life on the subscription after which the exporter is not ready, and after which
+#: RabbitMQ gives the events of a durable queue to another one: it has missed two heartbeats.
 READY_MAX_SILENCE_SECONDS = 12.0
 #: Seconds before the next attempt after a subscription that brought messages and was cut.
 RECONNECT_SECONDS = 0.05
@@ -93,14 +94,17 @@ class EventSubscription:
 
     def is_ready(self) -> bool:
         """Return whether the subscription is open and showed a sign of life recently."""
-        return self.is_open and time.monotonic() - self._consumer.last_alive < READY_MAX_SILENCE_SECONDS
+        return self.is_open and not self._is_silent()
+
+    def _is_silent(self) -> bool:
+        return time.monotonic() - self._consumer.last_alive >= READY_MAX_SILENCE_SECONDS
 
     def active(self) -> bool | None:
         """Return whether the broker sends the events of a durable queue here; None without such a queue.
 
-        Without a connection: whether it did on the last one.
+        In a short outage: whether it did before. Later, another exporter can have taken over.
         """
-        return self._consumer.is_active if self._config.has_durable_queue else None
+        return self._consumer.is_active and not self._is_silent()
 
     def duplicates(self) -> int:
         """Return how many messages of a durable queue were dropped, with those of the state file."""

@@ -9,6 +9,7 @@ import time
 import pytest
 from harness.events import publish_events
 from harness.exporter import SCRAPER
+from harness.proxy import Proxy
 from harness.waiting import eventually, until_equal
 
 from resilience.availability_contract import Watched
@@ -18,25 +19,61 @@ from resilience.test_durable import STATES, Traffic
 MAX_REPEATED_TASKS = 400
 
 
+#: Gauges of the cluster, which only the active one shows.
+GAUGES = {"celery_worker_up", "celery_queue_length", "celery_tasks_in_flight"}
+
+
 @pytest.fixture
-def pair(running, rabbit_broker, tmp_path):
-    """Return two exporters with one durable queue and a state file each; the first one is active."""
-    replicas = [
-        Watched(
-            tmp_path / name,
-            rabbit_broker.url,
-            *("--event-queue-durable", "--state-file", str(tmp_path / f"{name}-state")),
-        )
-        for name in ("first", "second")
-    ]
-    for replica in replicas:
-        running(replica).connected()
-    until_equal(lambda: [is_active(replica) for replica in replicas], [True, False], 20)
-    return replicas
+def start_pair(running, rabbit_broker, tmp_path):
+    """Return a function that starts two exporters with one durable queue and a state file each.
+
+    `url` is the broker's URL for the first one, which becomes active.
+    """
+
+    def start(url):
+        replicas = [
+            Watched(
+                tmp_path / name,
+                rabbit_broker.url,
+                *("--event-queue-durable", "--state-file", str(tmp_path / f"{name}-state")),
+                url=replica_url,
+            )
+            for name, replica_url in (("first", url), ("second", rabbit_broker.url))
+        ]
+        for replica in replicas:
+            running(replica).connected()
+        until_active(replicas, [True, False])
+        return replicas
+
+    return start
+
+
+@pytest.fixture
+def pair(start_pair, rabbit_broker):
+    """Return two exporters, of which the first one is active."""
+    return start_pair(rabbit_broker.url)
 
 
 def is_active(replica):
     return replica.value("celery_exporter_active") == 1
+
+
+def until_active(replicas, expected):
+    """Wait until these replicas are active, and those are not."""
+    until_equal(lambda: [is_active(replica) for replica in replicas], expected, 30)
+
+
+def publish_gauges(url):
+    """Publish events that make an exporter show `GAUGES`."""
+    now = time.time()
+    heartbeat = {"type": "worker-heartbeat", "hostname": "w@box", "timestamp": now, "freq": 2.0, "active": 1}
+    received = {"type": "task-received", "hostname": "w@box", "timestamp": now, "uuid": "a", "name": "open"}
+    publish_events(url, heartbeat, received)
+
+
+def gauges(replica):
+    """Return the names of `GAUGES` that a replica shows."""
+    return GAUGES & {name for name, _ in replica.samples()}
 
 
 def counted(replica):
@@ -46,18 +83,32 @@ def counted(replica):
 
 
 def test_a_standby_shows_no_gauges_of_the_cluster(pair, rabbit_broker):
-    now = time.time()
-    heartbeat = {"type": "worker-heartbeat", "hostname": "w@box", "timestamp": now, "freq": 2.0, "active": 1}
-    received = {"type": "task-received", "hostname": "w@box", "timestamp": now, "uuid": "a", "name": "open"}
     active, standby = pair
-    publish_events(rabbit_broker.url, heartbeat, received)
-    gauges = ("celery_worker_up", "celery_queue_length", "celery_tasks_in_flight")
-    eventually(lambda: set(gauges) <= {name for name, _ in active.samples()}, 20)
+    publish_gauges(rabbit_broker.url)
+    until_equal(lambda: gauges(active), GAUGES, 20)
     samples = standby.samples()
-    assert not set(gauges) & {name for name, _ in samples}
+    assert gauges(standby) == set()
     assert samples.value("celery_exporter_active") == 0
     assert samples.value("celery_broker_up") == 1
     assert standby.is_ready()
+
+
+@pytest.mark.parametrize("fault", ["refuse", "black_hole"])
+def test_one_that_lost_its_connection_shows_no_gauges_either(start_pair, rabbit_broker, fault):
+    """The other one took over, and shows them: sums over both are those of one exporter."""
+    port = rabbit_broker.server.port
+    with Proxy(port) as proxy:
+        pair = start_pair(rabbit_broker.url.replace(f":{port}", f":{proxy.port}"))
+        publish_gauges(rabbit_broker.url)
+        until_equal(lambda: gauges(pair[0]), GAUGES, 20)
+        getattr(proxy, fault)()
+        until_active(pair, [False, True])
+        publish_gauges(rabbit_broker.url)
+        until_equal(lambda: [gauges(replica) for replica in pair], [set(), GAUGES], 20)
+        assert [replica.value("celery_broker_up") for replica in pair] == [0, 1]
+        proxy.forward()
+        eventually(pair[0].is_ready, 30)
+        until_equal(lambda: [gauges(replica) for replica in pair], [set(), GAUGES], 20)
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.long)], ids=["", "20 kills"])

@@ -87,7 +87,7 @@ class AmqpConsumer(BaseConsumer):
             self._acks = Acknowledgements(PREFETCH_OF_RELAYED, relayed=True)
         elif acks is None and self._config.event_queue_durable:
             self._acks = Acknowledgements(PREFETCH_WITH_STATE if saves_state else PREFETCH)
-        self.is_active = self._acks is None
+        self.is_active = None if self._acks is None else False
         self.is_standby = False  # another one was active when that was known last
         self._is_intact = False  # the last read ended without an error
         # Of the open connection: kombu's channel, py-amqp's connection and frame handler, and the socket.
@@ -262,7 +262,7 @@ class AmqpConsumer(BaseConsumer):
         now = time.monotonic()
         is_bound = now < max(self._last_message, self._last_bound) + REBIND_SECONDS
         # A standby receives nothing, and has to know the number of consumers.
-        if is_bound or not self.is_active or self._config.event_queue is not None:
+        if is_bound or self.is_active is False or self._config.event_queue is not None:
             self._send(spec.Queue.Declare, "BsbbbbbF", 0, self._queue_name, 1, 0, 0, 0, 0, {})  # passive
         else:
             self._last_bound = now

@@ -41,15 +41,16 @@ class EventConsumer(Protocol):
     """A subscription to the event exchange. One thread uses it, except where a method says otherwise.
 
     `last_alive` is the monotonic time of the newest sign of life. `is_active` says whether the broker sends
-    events here: of the consumers of a durable queue, it sends them to one. `takeovers` is how often it does
-    so after it sent them to another one. `mark` is the position up to which
+    events here: of the consumers of a durable queue, it sends them to one. Without a connection, it is that
+    of the last one; without a durable queue, None. `takeovers` is how often the broker sends events here
+    after it sent them to another one. `mark` is the position up to which
     messages of a durable queue were read, None for any other queue, and `duplicates` the number of messages
     that were dropped because they had been received before. A durable queue deletes a message when it is
     released; without one, `release` and the methods after it do nothing.
     """
 
     last_alive: float
-    is_active: bool
+    is_active: bool | None
     takeovers: int
     mark: Mark | None
 
@@ -98,7 +99,7 @@ class BaseConsumer(ABC):
 
     def __init__(self, source: Source) -> None:
         self.last_alive = 0.0
-        self.is_active = True
+        self.is_active: bool | None = None
         self.takeovers = 0
         self.mark: Mark | None = None
         self._source = source

@@ -775,7 +775,8 @@ EXPORTER_ROWS = [
     _self(
         "active",
         "gauge",
-        "1 if the broker sends events to this exporter, 0 if it is a standby of another one.",
+        "1 if the broker sends events to this exporter, 0 if it is a standby of another one, or has had no "
+        "connection for 12 s.",
         attrgetter("exporter.active"),
         absent="There is no durable event queue, so all exporters get all events.",
         example="sum(celery_exporter_active) != 1",

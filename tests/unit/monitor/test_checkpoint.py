@@ -219,7 +219,7 @@ def test_after_a_record_that_cannot_be_written_the_file_is_rewritten(counting, m
 class CountedReads:
     """A durable queue whose mark has the number of reads."""
 
-    is_active, duplicates, mark = True, 0, (1, 0)
+    is_active, duplicates, mark = None, 0, (1, 0)
 
     def unconfirmed(self, _mark: tuple[int, int]) -> list[int]:
         return []

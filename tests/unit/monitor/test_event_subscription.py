@@ -22,7 +22,7 @@ class FailingConsumer:
     """A consumer that fails at the second read; the first one returns messages if `has_messages`."""
 
     mark = None
-    is_active = True
+    is_active: bool | None = None
     takeovers = 0
     duplicates = 0
 
@@ -159,6 +159,18 @@ def test_a_subscription_without_a_sign_of_life_is_an_outage_since_the_last_one(r
     outage = events.outage()
     assert outage.error == "no sign of life on the event subscription"
     assert outage.since == pytest.approx(time.time() - READY_MAX_SILENCE_SECONDS - 8, abs=5)
+
+
+@pytest.mark.parametrize("is_active", [True, False, None])
+def test_another_one_can_be_active_after_a_long_silence(is_active):
+    """After a short outage it may receive events as before, and its gauges do not come and go."""
+    consumer = ScriptedConsumer()
+    events, consumer.is_active = subscription(consumer), is_active
+    consumer.last_alive = time.monotonic() - READY_MAX_SILENCE_SECONDS / 2
+    assert not events.is_open
+    assert events.active() is is_active
+    consumer.last_alive -= READY_MAX_SILENCE_SECONDS
+    assert events.active() is (None if is_active is None else False)
 
 
 def test_an_unexpected_error_is_shown_without_its_text(running):
