@@ -6,12 +6,16 @@ RabbitMQ reports it to a connection that publishes during an alarm, and reads no
 connection until the alarm is over (https://www.rabbitmq.com/docs/connection-blocked). So this publishes on a
 connection of its own: an empty message to an exclusive queue, from which it gets the message at once. A
 message that no queue receives would be wrong: RabbitMQ counts those, and there are alerts on that count.
+
+The test messages of a standby leave on the same connection: on that of the event subscription, an alarm would
+stop the events.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from struct import unpack_from
 from typing import Any
@@ -28,6 +32,7 @@ from celery_exporter.broker.connection import (
     broker_errors,
 )
 from celery_exporter.broker.consumers.amqp_frames import Frame
+from celery_exporter.broker.message import TEST_MESSAGE
 
 #: Time between two checks: less than the three heartbeats after which a worker counts as down.
 INTERVAL_SECONDS = 2.0
@@ -66,10 +71,14 @@ class BlockedWatch:
 
     The reason is RabbitMQ's own text, such as "low on memory". It is empty where publishers are not blocked,
     None where that is unknown.
+
+    `standby_queue` returns the durable queue on which this exporter is a standby, None if it is not. Each
+    check publishes a test message to it, and the exporter that receives one is active.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, standby_queue: Callable[[], str | None]) -> None:
         self.reason: str | None = None
+        self._standby_queue = standby_queue
         self._probe = CachedConnection(source, _Probe)
         self._failure: BrokerError | None = None
         self._wait_seconds = INTERVAL_SECONDS
@@ -82,7 +91,7 @@ class BlockedWatch:
         reason = None
         try:
             with self._probe.use() as probe:
-                reason = probe.check()
+                reason = probe.check(self._standby_queue())
         except BrokerError as error:
             self._failure = error
             self._next_attempt = time.monotonic() + self._wait_seconds
@@ -119,14 +128,17 @@ class _Probe:
         if self._is_notified:
             self._channel.queue_declare(self._queue, exclusive=True)
 
-    def check(self) -> str | None:
-        """Return why publishers are blocked, empty if they are not, None if the broker does not report it."""
+    def check(self, standby_queue: str | None) -> str | None:
+        """Return why publishers are blocked, empty if they are not, None if the broker does not report it.
+
+        Publishes a test message to `standby_queue` before, unless they are blocked.
+        """
         if not self._is_notified:
             return None
         with broker_errors(self._connection):
             self._read_notifications()
             if not self._reason:
-                self._publish_and_get()
+                self._publish_and_get(standby_queue)
         return self._reason
 
     def _read_notifications(self) -> None:
@@ -134,10 +146,13 @@ class _Probe:
             for _ in range(MAX_FRAMES):
                 self._connection.drain_events(timeout=POLL_SECONDS)
 
-    def _publish_and_get(self) -> None:
+    def _publish_and_get(self, standby_queue: str | None) -> None:
         self._is_waiting = True
         try:
             with suppress(BlockedError):
+                if standby_queue is not None:
+                    test = amqp.Message(b"", content_type=TEST_MESSAGE)
+                    self._channel.basic_publish(test, exchange="", routing_key=standby_queue)
                 self._channel.basic_publish(amqp.Message(b""), exchange="", routing_key=self._queue)
                 self._channel.basic_get(self._queue, no_ack=True)
         finally:

@@ -16,6 +16,8 @@ from celery_exporter.core.events import Event, Malformed, decode, from_objects
 
 #: The content type of messages of a relay: a JSON body of events in each line.
 EVENT_LINES = "application/x-ndjson"
+#: The content type of a message without events, by which exporters find out which of them is active.
+TEST_MESSAGE = "application/x-celery-exporter-test"
 
 
 class RefusedError(Exception):

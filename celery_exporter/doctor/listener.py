@@ -58,6 +58,7 @@ class RecordingConsumer:
         self.unconfirmed = consumer.unconfirmed
         self.expect_again = consumer.expect_again
         self.is_waiting = consumer.is_waiting
+        self.standby_queue = consumer.standby_queue
         self._opened: float | None = None
         self.first_event_seconds: float | None = None
         self.content_types: Counter[str] = Counter()

@@ -102,10 +102,11 @@ class Monitor:
             started=self._started,
             arguments=config.record_arguments,
         )
-        self._blocked = BlockedWatch(self._source)
+        consumer = consumer or consumer_for(self._source, saves_state=self._file is not None)
+        self._blocked = BlockedWatch(self._source, consumer.standby_queue)
         self.subscription = EventSubscription(
             config.broker,
-            consumer or consumer_for(self._source, saves_state=self._file is not None),
+            consumer,
             self.state,
             self.broker_url,
             lambda: bool(self._blocked.reason),

@@ -6,11 +6,14 @@ import itertools
 import random
 import time
 
+import kombu
 import pytest
 from harness.events import publish_events
 from harness.exporter import SCRAPER
 from harness.proxy import Proxy
-from harness.waiting import eventually, until_equal
+from harness.relay import Relay, shard_arguments
+from harness.servers import RabbitServer
+from harness.waiting import eventually, stays, until_equal
 
 from resilience.availability_contract import Watched
 from resilience.test_durable import STATES, Traffic
@@ -24,21 +27,21 @@ GAUGES = {"celery_worker_up", "celery_queue_length", "celery_tasks_in_flight"}
 
 
 @pytest.fixture
-def start_pair(running, rabbit_broker, tmp_path):
+def start_pair(running, tmp_path):
     """Return a function that starts two exporters with one durable queue and a state file each.
 
-    `url` is the broker's URL for the first one, which becomes active.
+    The URLs are of one broker. `queue` are options. The first exporter becomes active.
     """
 
-    def start(url):
+    def start(*urls, queue=("--event-queue-durable",)):
         replicas = [
             Watched(
                 tmp_path / name,
-                rabbit_broker.url,
-                *("--event-queue-durable", "--state-file", str(tmp_path / f"{name}-state")),
-                url=replica_url,
+                urls[1],
+                *(*queue, "--state-file", str(tmp_path / f"{name}-state")),
+                url=url,
             )
-            for name, replica_url in (("first", url), ("second", rabbit_broker.url))
+            for name, url in zip(("first", "second"), urls, strict=True)
         ]
         for replica in replicas:
             running(replica).connected()
@@ -51,7 +54,7 @@ def start_pair(running, rabbit_broker, tmp_path):
 @pytest.fixture
 def pair(start_pair, rabbit_broker):
     """Return two exporters, of which the first one is active."""
-    return start_pair(rabbit_broker.url)
+    return start_pair(rabbit_broker.url, rabbit_broker.url)
 
 
 def is_active(replica):
@@ -98,7 +101,7 @@ def test_one_that_lost_its_connection_shows_no_gauges_either(start_pair, rabbit_
     """The other one took over, and shows them: sums over both are those of one exporter."""
     port = rabbit_broker.server.port
     with Proxy(port) as proxy:
-        pair = start_pair(rabbit_broker.url.replace(f":{port}", f":{proxy.port}"))
+        pair = start_pair(rabbit_broker.url.replace(f":{port}", f":{proxy.port}"), rabbit_broker.url)
         publish_gauges(rabbit_broker.url)
         until_equal(lambda: gauges(pair[0]), GAUGES, 20)
         getattr(proxy, fault)()
@@ -109,6 +112,61 @@ def test_one_that_lost_its_connection_shows_no_gauges_either(start_pair, rabbit_
         proxy.forward()
         eventually(pair[0].is_ready, 30)
         until_equal(lambda: [gauges(replica) for replica in pair], [set(), GAUGES], 20)
+
+
+@pytest.mark.parametrize("is_relayed", [False, True], ids=["durable", "relay"])
+def test_in_a_cluster_without_events_the_other_one_takes_over(
+    running, start_pair, rabbit_broker, tmp_path, is_relayed
+):
+    """The first one is back before the second one sees that it was alone."""
+    port, queue = rabbit_broker.server.port, ["--event-queue-durable"]
+    if is_relayed:
+        running(Relay(tmp_path / "relay", rabbit_broker.url, 1))
+        queue = shard_arguments(0, 1)
+    with Proxy(port) as proxy:
+        url = rabbit_broker.url.replace(f":{port}", f":{proxy.port}")
+        pair = start_pair(url, rabbit_broker.url, queue=queue)
+        proxy.cut()
+        until_active(pair, [False, True])
+        assert_nothing_is_counted(pair)
+    until_equal(lambda: messages(rabbit_broker), 0, 30)  # test messages are acknowledged
+
+
+def messages(broker):
+    """Return the number of messages in all queues, with those that consumers hold."""
+    vhost = broker.url.rpartition("/")[2]
+    rows = broker.server.control("list_queues", "--vhost", vhost, "messages", "--no-table-headers")
+    return sum(map(int, rows.split()))
+
+
+def test_a_deleted_binding_is_restored_between_test_messages(pair, rabbit_broker):
+    """The queue is bound again after some seconds without an event."""
+    with kombu.Connection(rabbit_broker.url) as connection:
+        connection.default_channel.exchange_delete("celeryev")
+    pair[0].counts_events(1)
+
+
+def test_one_is_active_after_a_restart_of_a_broker_without_events(start_pair, tmp_path):
+    with RabbitServer(tmp_path / "rabbitmq") as server:
+        pair = start_pair(server.url, server.url)
+        server.kill()
+        eventually(lambda: not any(replica.is_ready() for replica in pair), 30)
+        server.start().wait_ready()
+        for replica in pair:
+            replica.connected()
+        until_equal(lambda: sorted(map(is_active, pair)), [False, True], 30)
+        stays(lambda: sorted(map(is_active, pair)) == [False, True], 5)
+        assert sorted("celery_queue_length" in gauges(replica) for replica in pair) == [False, True]
+        assert_nothing_is_counted(pair)
+
+
+def assert_nothing_is_counted(pair):
+    """Assert that test messages are neither messages nor events for the exporter that receives them."""
+    for replica in pair:
+        samples = replica.samples()
+        for name in ("events_total", "events_malformed_total", "messages_duplicate_total"):
+            assert samples.total(f"celery_exporter_{name}") == 0
+        assert samples.value("celery_exporter_last_event_timestamp_seconds") is None
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.long)], ids=["", "20 kills"])

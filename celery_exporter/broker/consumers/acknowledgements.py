@@ -92,6 +92,10 @@ class Acknowledgements:
             if len(self._relayed) > RELAYED_LINES:
                 del self._relayed[next(iter(self._relayed))]
 
+    def pass_over(self, tag: int) -> None:
+        """Take note of a message that is only to be acknowledged."""
+        self._delivered = tag
+
     def end_read(self) -> None:
         """Take the messages of this read for used; their release follows."""
         self._used.extend(self._unused)

@@ -7,7 +7,9 @@ frame, and closes the connection over a message whose properties it cannot read.
 A durable queue (--event-queue-durable, --event-queue) stays while the exporter is away, and a message leaves
 it when it was used; see `acknowledgements`. So no event is lost, and none counts twice. The queue has a
 single active consumer: of several exporters, RabbitMQ serves the one that subscribed first, and the next one
-when that is gone. It tells none of them which one it is (rabbitmq.com/docs/consumers).
+when that is gone. It tells none of them which one it is (rabbitmq.com/docs/consumers). A consumer knows that
+it is active if it is alone, or when a message arrives. So that one arrives where no worker sends events,
+each standby publishes test messages to the queue (`blocked.BlockedWatch`).
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from celery_exporter.broker.consumers.base import (
     Mark,
     new_queue_name,
 )
-from celery_exporter.broker.message import EVENT_LINES, UNREADABLE, Message
+from celery_exporter.broker.message import EVENT_LINES, TEST_MESSAGE, UNREADABLE, Message
 
 DURABLE_QUEUE = "celeryev.celery-exporter"
 #: What a durable queue holds while the exporter is away; the oldest messages are dropped. Events have some
@@ -179,6 +181,7 @@ class AmqpConsumer(BaseConsumer):
             self._is_intact = False
             with suppress(Exception):
                 self._confirm_all(self._acks)
+        self._is_decided = False
         super().close()
 
     # -- messages
@@ -229,15 +232,19 @@ class AmqpConsumer(BaseConsumer):
         return False
 
     def _on_message(self, body: bytes) -> None:
-        self._last_message = time.monotonic()
         self._is_alive = True
         message = _message(self._properties, body)
+        if message.content_type != TEST_MESSAGE:
+            self._last_message = time.monotonic()
         if self._acks is None:
             self._add(message)
             return
         if not self.is_active or not self._is_decided:
             self._decide(is_active=True)
         tag, redelivered = self._delivery
+        if message.content_type == TEST_MESSAGE:
+            self._acks.pass_over(tag)
+            return
         has_lines = self._acks.is_relayed and message.content_type == EVENT_LINES
         for part in _lines(message) if has_lines else [message]:
             if self._acks.deliver(tag, part.body, redelivered=redelivered):
@@ -320,6 +327,10 @@ class AmqpConsumer(BaseConsumer):
     def is_waiting(self) -> bool:
         """Return whether so many messages wait to be released that it is urgent."""
         return self._acks is not None and self._acks.is_waiting()
+
+    def standby_queue(self) -> str | None:
+        """Return the durable queue on which this is a standby, None if it is not."""
+        return self._queue_name if self._is_decided and self.is_active is False else None
 
     def _acknowledge(self, acks: Acknowledgements) -> None:
         tag = acks.next_tag()

@@ -86,6 +86,9 @@ class EventConsumer(Protocol):
     def is_waiting(self) -> bool:
         """Return whether so many messages wait to be released that it is urgent. For any thread."""
 
+    def standby_queue(self) -> str | None:
+        """Return the durable queue on which this is a standby, None if it is not. For any thread."""
+
 
 class BatchFull(Exception):  # noqa: N818  leaves a callback of a driver that would go on while messages arrive
     """The batch has as many messages as one read may return."""
@@ -167,6 +170,10 @@ class BaseConsumer(ABC):
     def is_waiting(self) -> bool:
         """Return False."""
         return False
+
+    def standby_queue(self) -> str | None:
+        """Return None."""
+        return None
 
     def _declare_queue(self, *, exclusive: bool) -> kombu.Queue:
         """Declare a queue that receives every event, and return it."""

@@ -221,6 +221,9 @@ class CountedReads:
 
     is_active, duplicates, mark = None, 0, (1, 0)
 
+    def standby_queue(self) -> str | None:
+        return None
+
     def unconfirmed(self, _mark: tuple[int, int]) -> list[int]:
         return []
 

@@ -60,6 +60,16 @@ def test_messages_are_acknowledged_when_they_are_released():
     assert len(acks.unconfirmed(acks.mark)) == 1
 
 
+def test_a_message_that_was_passed_over_is_only_acknowledged():
+    acks = Acknowledgements(PREFETCH)
+    acks.start_connection()
+    acks.pass_over(1)
+    acks.release(acks.mark)
+    assert acks.next_tag() == 1
+    assert acks.unconfirmed(acks.mark) == []
+    assert acks.duplicates == 0
+
+
 def test_a_release_on_an_earlier_connection_acknowledges_nothing_on_this_one():
     acks = Acknowledgements(PREFETCH)
     delivered(acks, 7)
