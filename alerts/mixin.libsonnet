@@ -619,4 +619,4 @@
       'Check the log of the exporter, which has the error, and the disk of --history-file.',
     ),
   ],
-}
+} + (import 'objectives.libsonnet')
