@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.outcomes import RedisOutcomes
 from harness.servers import RedisServer
 from harness.tables import add_row
 
@@ -26,11 +27,15 @@ def scene(
     outcome_server: RedisServer,
     running: Callable[..., Any],
 ) -> Iterator[Scene]:
-    with Scene(tmp_path, broker, outcome_server.clean(), running) as scene:
+    with Scene(tmp_path, broker, RedisOutcomes(outcome_server.clean()), running) as scene:
         yield scene
-        for result in scene.results:
-            head = {"scenario": title(request.node), "broker": broker.kind}
-            add_row(request.node, "truth", {**head, **result.cells()})
+        add_results(request.node, scene)
+
+
+def add_results(item: pytest.Item, scene: Scene) -> None:
+    """Add the results of a scene to the table."""
+    for result in scene.results:
+        add_row(item, "truth", {"scenario": title(item), "broker": scene.broker.kind, **result.cells()})
 
 
 def title(item: pytest.Item) -> str:

@@ -60,9 +60,11 @@ class Scene:
     into the expected ones, and `has_sent_event` (see `sums.recorded_sums`).
     """
 
-    def __init__(self, folder: Path, broker: Any, outcomes_url: str, running: Callable[..., Any]) -> None:
+    def __init__(
+        self, folder: Path, broker: Any, outcomes: RedisOutcomes, running: Callable[..., Any]
+    ) -> None:
         self.broker = broker
-        self.outcomes = RedisOutcomes(outcomes_url)
+        self.outcomes = outcomes
         self.expected: Callable[[Counter[Outcome]], Counter[Outcome]] = lambda entries: entries
         self.has_sent_event: Callable[[str], bool] = lambda _: True
         self.uuids: list[str] = []  # of the tasks of the client
@@ -107,11 +109,15 @@ class Scene:
         """Start processes in parallel; wait until they are ready and the workers are inspected."""
         self._running(*processes)
         if self.exporter.alive():
-            self.exporter.connected()
-            if self.exporter in processes:
-                self._explained.listens()
-            names = {worker.name for worker in self._workers if worker.alive()}
-            eventually(lambda: names <= self.inspected_workers(), what=f"answers of {names}")
+            self.await_inspection(is_new=self.exporter in processes)
+
+    def await_inspection(self, *, is_new: bool) -> None:
+        """Wait until the exporter, which may be new, receives events and has inspected the workers."""
+        self.exporter.connected()
+        if is_new:
+            self._explained.listens()
+        names = {worker.name for worker in self._workers if worker.alive()}
+        eventually(lambda: names <= self.inspected_workers(), what=f"answers of {names}")
 
     def inspected_workers(self) -> set[str]:
         """Return the workers that the exporter has inspected, and whose queues are known."""
