@@ -11,6 +11,9 @@ from msgspec.structs import replace
 
 from celery_exporter.core.shards import Shard
 
+#: The queue of --event-queue-durable without shards.
+DURABLE_QUEUE = "celeryev.celery-exporter"
+
 
 class BrokerConfig(Struct, frozen=True, kw_only=True):
     """How to reach one broker, and which of Celery's exchanges to use there.
@@ -33,9 +36,12 @@ class BrokerConfig(Struct, frozen=True, kw_only=True):
     shard: Shard | None
 
     @property
-    def has_durable_queue(self) -> bool:
-        """Return whether events wait in a durable queue while the exporter is away."""
-        return self.event_queue_durable or self.event_queue is not None
+    def durable_queue(self) -> str | None:
+        """Return the queue in which events wait while the exporter is away, None without one."""
+        if not self.event_queue_durable:
+            return self.event_queue
+        shard = self.shard
+        return DURABLE_QUEUE if shard is None else f"{DURABLE_QUEUE}.{shard.index}-of-{shard.count}"
 
     def read_only(self) -> BrokerConfig:
         """Return this config without the durable event queue, whose events belong to the exporter."""

@@ -170,6 +170,7 @@ class ExporterState(Struct, frozen=True):
     config_file: ConfigFileView | None = None  # None without one
     subscribed: float | None = None  # when it was opened last; None: never, or events do not get lost between
     active: bool | None = None  # whether the broker sends events to this replica; None: there is no other one
+    event_queue: str = ""  # the durable queue, of which one replica is active; empty without one
     duplicates: int = 0  # messages of a durable queue that were dropped, since they had been received before
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import BrokerError, broker_errors, close_quietly, connect, open_
-from celery_exporter.broker.consumers.amqp_consumer import DURABLE_QUEUE_ARGUMENTS, durable_queue
+from celery_exporter.broker.consumers.amqp_consumer import DURABLE_QUEUE_ARGUMENTS
 from celery_exporter.doctor.problems import (
     EVENT_QUEUE_DENIED,
     EVENT_QUEUE_DIFFERS,
@@ -23,13 +23,13 @@ from celery_exporter.status.finding import Finding, count
 ACCESS_REFUSED = "access to queue "
 
 
-def check_event_queue(config: BrokerConfig) -> Finding:
+def check_event_queue(config: BrokerConfig, queue: str) -> Finding:
     """Return whether the exporter could consume its queue, who does, and how many messages wait."""
-    name = printable(durable_queue(config))
+    name = printable(queue)
     try:
-        messages, consumers = _declare(config)
+        messages, consumers = _declare(config, queue)
     except BrokerError as error:
-        return _refused(config, name, str(error))
+        return _refused(config, queue, str(error))
     waiting = count(messages, "message")
     if not consumers:
         option = "--event-queue-durable" if config.event_queue is None else f"--event-queue {name}"
@@ -37,15 +37,15 @@ def check_event_queue(config: BrokerConfig) -> Finding:
     return EVENT_QUEUE_UNUSED.ok(f"queue {name}: {count(consumers, 'consumer')}, {waiting} waiting")
 
 
-def _refused(config: BrokerConfig, name: str, error: str) -> Finding:
+def _refused(config: BrokerConfig, queue: str, error: str) -> Finding:
     """Return the finding for what RabbitMQ answers instead."""
-    broker = broker_address(config)
+    name, broker = printable(queue), broker_address(config)
     if "(404)" in error and config.event_queue is None:
         return EVENT_QUEUE_MISSING.ok(f"queue {name} does not exist yet; the exporter declares it")
     if "(404)" in error:
         return EVENT_QUEUE_MISSING.finding(queue=name, shards=config.shard.count if config.shard else "N")
     if "PRECONDITION_FAILED" in error:
-        command = delete_queues_command(config, broker, [durable_queue(config)])
+        command = delete_queues_command(config, broker, [queue])
         return EVENT_QUEUE_DIFFERS.finding(queue=name, error=error, delete_command=command)
     if ACCESS_REFUSED in error:
         command = refusal(config, error).remedy(broker)
@@ -53,13 +53,12 @@ def _refused(config: BrokerConfig, name: str, error: str) -> Finding:
     return EVENT_QUEUE_REFUSED.finding(queue=name, error=error)
 
 
-def _declare(config: BrokerConfig) -> tuple[int, int]:
+def _declare(config: BrokerConfig, name: str) -> tuple[int, int]:
     """Return how many messages wait and how many consumers there are; raise BrokerError.
 
     A queue that exists is declared again as the exporter does, which fails if it has other arguments, and
     changes nothing. An exporter that is given a queue does not declare it.
     """
-    name = durable_queue(config)
     connection = connect(config)
     try:
         with broker_errors(connection):

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import kombu
 from kombu import Queue
 
-from celery_exporter.broker.config import BrokerConfig
+from celery_exporter.broker.config import DURABLE_QUEUE, BrokerConfig
 from celery_exporter.broker.connection import (
     CONNECT_TIMEOUT_SECONDS,
     BrokerError,
@@ -23,7 +23,6 @@ from celery_exporter.broker.connection import (
     connect,
     open_,
 )
-from celery_exporter.broker.consumers.amqp_consumer import DURABLE_QUEUE, durable_queue
 from celery_exporter.broker.queues.factory import queue_reader_for
 from celery_exporter.core.snapshot import QueueStats, WorkerView
 from celery_exporter.doctor.event_queue_checks import check_event_queue
@@ -71,8 +70,8 @@ def run_rabbitmq_checks(
         check_transient_queues(version, permitted=_permits_transient_queues(config)),
         _check_orphaned_queues(consumers, config, broker),
     ]
-    if config.has_durable_queue:
-        findings.append(check_event_queue(config))
+    if config.durable_queue is not None:
+        findings.append(check_event_queue(config, config.durable_queue))
     return findings, {name for name in consumers or () if is_task_queue(name)}
 
 
@@ -142,8 +141,8 @@ def _check_orphaned_queues(
         return ORPHANED_QUEUES.ok(
             f"unknown, since the management API does not answer (see --management); to list them: {command}"
         )
-    own = {durable_queue(config)} if config.has_durable_queue else set()  # which has a check of its own
-    orphans = sorted(name for name in consumers.keys() - own if not consumers[name] and is_temporary(name))
+    own = config.durable_queue  # which has a check of its own
+    orphans = sorted(name for name in consumers.keys() - {own} if not consumers[name] and is_temporary(name))
     if not orphans:
         return ORPHANED_QUEUES.ok("no event or reply queue without a consumer")
     command = delete_queues_command(config, broker, orphans[:MAX_NAMES])

@@ -287,7 +287,7 @@ class Monitor:
 
     def _exporter_state(self) -> ExporterState:
         subscription, queues = self.subscription, self._queues
-        outage = subscription.outage()
+        outage, durable_queue = subscription.outage(), self._config.broker.durable_queue
         return ExporterState(
             at=time.time(),
             started=self._started,
@@ -314,7 +314,8 @@ class Monitor:
             outage=None if self.no_events else outage,
             active=subscription.active(),
             duplicates=subscription.duplicates(),
-            subscribed=None if self._config.broker.has_durable_queue else subscription.opened_at,
+            event_queue=durable_queue or "",
+            subscribed=subscription.opened_at if durable_queue is None else None,
         )
 
 

@@ -27,7 +27,9 @@ NO_MANAGEMENT = "http://127.0.0.1:1"
 
 
 def finding(url: str, **options: Any) -> Finding:
-    return check_event_queue(broker_config(url, **options))
+    config = broker_config(url, **options)
+    assert config.durable_queue is not None
+    return check_event_queue(config, config.durable_queue)
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from amqp.serialization import loads
 from kombu import Exchange, Queue
 
 from celery_exporter.broker.codecs import JSON, MAX_BODY
-from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import (
     HEARTBEAT_SECONDS,
     BrokerError,
@@ -48,7 +47,6 @@ from celery_exporter.broker.consumers.base import (
 )
 from celery_exporter.broker.message import EVENT_LINES, TEST_MESSAGE, UNREADABLE, Message
 
-DURABLE_QUEUE = "celeryev.celery-exporter"
 #: What a durable queue holds while the exporter is away; the oldest messages are dropped. Events have some
 #: 400 bytes, and a message of a relay has up to a megabyte of them.
 DURABLE_QUEUE_ARGUMENTS = {
@@ -143,14 +141,15 @@ class AmqpConsumer(BaseConsumer):
 
     def _event_queue(self) -> Queue:
         exchange = Exchange(self._config.event_exchange, "topic")
-        if self._acks is None:
+        durable_queue = self._config.durable_queue
+        if durable_queue is None:
             # RabbitMQ 4.3 refuses a queue that is neither durable nor exclusive. A new name each time: the
             # queue of a dead connection stays locked until RabbitMQ notices.
             self._queue_name = new_queue_name()
             return Queue(
                 self._queue_name, exchange, routing_key="#", durable=False, exclusive=True, auto_delete=True
             )
-        self._queue_name = durable_queue(self._config)
+        self._queue_name = durable_queue
         return Queue(
             self._queue_name,
             exchange,
@@ -349,13 +348,6 @@ class AmqpConsumer(BaseConsumer):
 
     def _send(self, method: tuple[int, int], types: str, *values: Any) -> None:
         self._channel.send_method(method, types, values)
-
-
-def durable_queue(config: BrokerConfig) -> str:
-    """Return the name of the queue of --event-queue, or else of that of --event-queue-durable."""
-    shard = config.shard
-    own = DURABLE_QUEUE if shard is None else f"{DURABLE_QUEUE}.{shard.index}-of-{shard.count}"
-    return config.event_queue or own
 
 
 def declare(queue: Queue) -> None:

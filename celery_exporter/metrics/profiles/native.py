@@ -579,6 +579,11 @@ def _self(  # noqa: PLR0913  a row has as many columns
     )
 
 
+def _active(snapshot: Snapshot) -> list[tuple[tuple[str], float]]:
+    exporter = snapshot.exporter
+    return [] if exporter.active is None else [((exporter.event_queue,), exporter.active)]
+
+
 def _of_config_file(field: Callable[[ConfigFileView], float]) -> Callable[[Snapshot], float | None]:
     """Return a function that returns a field of the configuration file; None without a file."""
     return lambda snapshot: None if (view := snapshot.exporter.config_file) is None else field(view)
@@ -772,14 +777,15 @@ EXPORTER_ROWS = [
         attrgetter("exporter.reconnects"),
         example="increase(celery_exporter_reconnects_total[1h]) > 3",
     ),
-    _self(
-        "active",
+    MetricFamily(
+        "celery_exporter_active",
         "gauge",
-        "1 if the broker sends events to this exporter, 0 if it is a standby of another one, or has had no "
-        "connection for 12 s.",
-        attrgetter("exporter.active"),
+        "1 if the broker sends the events of this durable queue to this exporter, 0 if it is a standby of "
+        "another one, or has had no connection for 12 s.",
+        ("queue_name",),
+        _active,
         absent="There is no durable event queue, so all exporters get all events.",
-        example="sum(celery_exporter_active) != 1",
+        example="sum by (job, queue_name) (celery_exporter_active) != 1",
     ),
     _self(
         "messages_duplicate_total",
