@@ -166,7 +166,8 @@ def test_write_puts_a_report_into_the_page_and_short_summarises_it(tmp_path):
 
 
 def test_the_capacity_of_a_relay_and_its_shards_is_measured(rabbit_server, tmp_path):
-    measured = relay_all(tmp_path / "relay", rabbit_server, 2, 100)
+    tasks = 5_000  # the relay takes some 50 ms of CPU time, which the kernel counts in ticks of 10 ms
+    measured = relay_all(tmp_path / "relay", rabbit_server, 2, tasks)
     assert min(measured) > 0
     own = shard_behind_relay(bodies(Cluster(tasks=100)), 2)
     assert 0 < own < 1_000
