@@ -127,7 +127,7 @@ def test_in_a_cluster_without_events_the_other_one_takes_over(
         url = rabbit_broker.url.replace(f":{port}", f":{proxy.port}")
         pair = start_pair(url, rabbit_broker.url, queue=queue)
         name = "celeryev.0-of-1" if is_relayed else "celeryev.celery-exporter"
-        assert pair[0].value("celery_exporter_active", queue_name=name) == 1
+        assert pair[0].value("celery_exporter_active", event_queue=name) == 1
         proxy.cut()
         until_active(pair, [False, True])
         assert_nothing_is_counted(pair)

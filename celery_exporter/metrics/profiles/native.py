@@ -782,10 +782,10 @@ EXPORTER_ROWS = [
         "gauge",
         "1 if the broker sends the events of this durable queue to this exporter, 0 if it is a standby of "
         "another one, or has had no connection for 12 s.",
-        ("queue_name",),
+        ("event_queue",),
         _active,
         absent="There is no durable event queue, so all exporters get all events.",
-        example="sum by (job, queue_name) (celery_exporter_active) != 1",
+        example="sum by (job, event_queue) (celery_exporter_active) != 1",
     ),
     _self(
         "messages_duplicate_total",
