@@ -64,6 +64,11 @@
     notBlocked: 'unless on (%(cluster)s) max by (%(cluster)s) (celery_broker_blocked) == 1' % {
       cluster: std.join(', ', config.clusterLabels),
     },
+    // Exporters, also those that are down, whose durable event queue another one consumes.
+    replaced: '(last_over_time(celery_exporter_active[%(known)s]) and on (%(cluster)s, event_queue) celery_exporter_active == 1)' % {
+      known: config.exporterKnown,
+      cluster: std.join(', ', config.clusterLabels),
+    },
   },
   // In jsonnet 0.18, %g of 0 is an error, and %s of 0.1 is 0.10000000000000001.
   local numberText(value) =
@@ -485,8 +490,8 @@
   ],
 
   local exporter = [
-    // In this order: a target that was an exporter does not answer; the exporters of a cluster are no longer targets, and
-    // no other target replaces them; there is no exporter, and no target that was one.
+    // In this order: a target that was an exporter does not answer, and no standby replaces it; the exporters of a cluster
+    // are no longer targets, and no other target replaces them; there is no exporter, and no target that was one.
     alert(
       'CeleryExporterDown',
       'exporter',
@@ -494,6 +499,7 @@
         (
           up == 0
           and on (%(exporter)s) last_over_time(celery_exporter_build_info[%(exporterKnown)s])
+          unless on (%(exporter)s) %(replaced)s
         )
         or
         (
@@ -516,13 +522,33 @@
       'Check the process and the log of the exporter, its address, and the scrape configuration.',
     ),
 
+    alert(
+      'CeleryStandbyDown',
+      'exporter',
+      |||
+        (
+          up == 0
+          and on (%(exporter)s) last_over_time(celery_exporter_build_info[%(exporterKnown)s])
+          or
+          max by (%(exporter)s) (celery_broker_up) == 0
+        )
+        and on (%(exporter)s) %(replaced)s
+      |||,
+      'Celery exporter {{ $labels.instance }} could not take over for at least %(pending)s',
+      'It does not answer, or its event subscription is not open. Another exporter receives the events. ' +
+      'Check the process and the log of this one before the other one fails, too.',
+    ),
+
     // Every worker sends a heartbeat every few seconds. A long time without events therefore means a broken subscription,
     // or one to the wrong broker.
     alert(
       'CeleryExporterBlind',
       'exporter',
       |||
-        max by (%(exporter)s) (celery_broker_up) == 0
+        (
+          max by (%(exporter)s) (celery_broker_up) == 0
+          unless on (%(exporter)s) %(replaced)s
+        )
         or
         (
           max by (%(exporter)s) (celery_workers_online) > 0

@@ -34,6 +34,7 @@
     CeleryWorkerPoolFull: { severity: 'info', 'for': '15m' },
     CeleryTaskEventsDisabled: { severity: 'warning', 'for': '10m' },
     CeleryExporterDown: { severity: 'critical', 'for': '2m' },
+    CeleryStandbyDown: { severity: 'warning', 'for': '5m' },
     CeleryExporterBlind: { severity: 'critical', 'for': '2m' },
     CeleryBrokerBlocked: { severity: 'critical', 'for': '2m' },
     CeleryEventsMissed: { severity: 'warning', 'for': '5m' },

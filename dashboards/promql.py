@@ -82,12 +82,14 @@ OLDEST_MESSAGE = (
 OLDEST_RUNNING = or_zero(since_first('celery_task_oldest_timestamp_seconds{state="STARTED"}'))
 # The condition of the alert CeleryExporterBlind (silenceSeconds in alerts/mixin.libsonnet), and workers
 # without -E. The silence is the first operand of `or`, so that it replaces celery_broker_up of the same
-# exporter.
+# exporter. An exporter without a subscription does not count if another one consumes its durable queue.
 SILENCE_SECONDS = 120
 RECEIVING = (
     "min(0 * (celery_workers_online > 0"
     f" unless time() - celery_exporter_last_event_timestamp_seconds < {SILENCE_SECONDS})"
-    " or celery_broker_up or celery_worker_task_events_enabled)"
+    " or celery_broker_up unless on (job, instance)"
+    " (celery_exporter_active == 0 and on (job, event_queue) celery_exporter_active == 1)"
+    " or celery_worker_task_events_enabled)"
 )
 RECEIVING_DESCRIPTION = (
     "Whether the exporter receives all events. It does not if the event subscription is closed or no event "

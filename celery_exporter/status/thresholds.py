@@ -46,6 +46,7 @@ TABLE = (
     Threshold("CeleryWorkerPoolFull", "info", 900),
     Threshold("CeleryTaskEventsDisabled", "warning", 600),
     Threshold("CeleryExporterDown", "critical", 120),
+    Threshold("CeleryStandbyDown", "warning", 300),
     Threshold("CeleryExporterBlind", "critical", 120, "silenceSeconds", 120),
     Threshold("CeleryBrokerBlocked", "critical", 120),
     Threshold("CeleryEventsMissed", "warning", 300, "missedRatio", 0.01),

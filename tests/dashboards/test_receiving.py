@@ -25,7 +25,7 @@ PANELS = {
     for uid, panel in panels()
     if "CeleryExporterBlind" in panel["description"]
 }
-UP, ONLINE = "celery_broker_up", "celery_workers_online"
+UP, ONLINE, ACTIVE = "celery_broker_up", "celery_workers_online", "celery_exporter_active"
 LAST_EVENT = "celery_exporter_last_event_timestamp_seconds"
 EVENTS = "celery_worker_task_events_enabled"
 
@@ -47,6 +47,7 @@ def test_two_dashboards_have_the_panel():
         ({UP: 1, ONLINE: 1}, False),
         ({UP: 0, ONLINE: 2, LAST_EVENT: NOW_SECONDS - 1}, False),
         ({UP: 0, ONLINE: 0}, False),
+        ({UP: 0, ACTIVE: 0}, True),
     ],
 )
 def test_the_panel_has_the_state_of_the_alert(tmp_path, panel, series, is_receiving):
@@ -58,7 +59,7 @@ def test_the_panel_has_the_state_of_the_alert(tmp_path, panel, series, is_receiv
         for name, value in series.items()
     ]
     # A second exporter that receives events does not hide the state of the first.
-    other = {UP: 1, ONLINE: 2, LAST_EVENT: NOW_SECONDS}
+    other = {UP: 1, ONLINE: 2, LAST_EVENT: NOW_SECONDS, ACTIVE: 1}
     inputs += [
         {
             "series": f'{name}{{job="celery", instance="b"}}',
