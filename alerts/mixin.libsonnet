@@ -250,10 +250,19 @@
     )
     for name in std.objectFields(config.periodicTasks)
   ] + [
+    // A task that has an interval keeps the value of the last evaluation: the exporter that received the last success may be
+    // gone, while its standby has run for long, or its pod was replaced.
+    record('job_task_name:celery_task_last_success_timestamp_seconds:max', |||
+      max by (%(cluster)s, task_name) (
+        celery_task_last_timestamp_seconds{state="SUCCESS"}
+        or
+        job_task_name:celery_task_last_success_timestamp_seconds:max and on (task_name) %(interval)s
+      )
+    |||),
     // Seconds since the last success, or since the start of an exporter that has the task and no success of it.
     record('job_task_name:celery_task_since_success_seconds:min', |||
       time() - (
-        max by (%(cluster)s, task_name) (celery_task_last_timestamp_seconds{state="SUCCESS"})
+        job_task_name:celery_task_last_success_timestamp_seconds:max
         or
         max by (%(cluster)s, task_name) (
           0 * celery_tasks_total{state="SUCCESS"}

@@ -42,10 +42,18 @@ def grouped_by(promql: str) -> set[str]:
     return {label for names in LISTS.findall(promql) for label in re.findall(r"\w+", names)}
 
 
-def read(promql: str) -> set[str]:
-    """Return the metrics that an expression uses, directly and through recording rules."""
-    names = {name for name, _ in selectors(promql)}
-    return {metric for name in names for metric in (read(RECORDS[name]) if name in RECORDS else {name})}
+def read(promql: str, expanded: frozenset[str] = frozenset()) -> set[str]:
+    """Return the metrics that an expression uses, directly and through recording rules.
+
+    A rule may use its own earlier value.
+    """
+    metrics: set[str] = set()
+    for name, _ in selectors(promql):
+        if name not in RECORDS:
+            metrics.add(name)
+        elif name not in expanded:
+            metrics |= read(RECORDS[name], expanded | {name})
+    return metrics
 
 
 def seconds(duration: str) -> float:
