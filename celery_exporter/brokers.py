@@ -77,11 +77,12 @@ class RunningBroker:
                 snapshot, Exposition(rows, prefix, static, {BROKER_LABEL: name}), tracker
             )
         sources = Sources(monitor.status, monitor.charts, settings.grafana_url or "", name, names)
+        finder = Tasks(monitor.tasks, settings.trace_url, monitor.is_standby)
         app = build(
             MetricsPage(lambda: [plain], renderers),
             monitor.is_ready,
             monitor.broker_url,
-            tasks=Tasks(monitor.tasks, settings.trace_url) if own.monitor.history.is_on else None,
+            tasks=finder if own.monitor.history.is_on else None,
             explain=None if settings.no_status_page else monitor.explainer.explain,
             sources=None if settings.no_status_page else sources,
             no_events=monitor.no_events,

@@ -247,6 +247,10 @@ class Monitor:
         """Return whether the event subscription is open and showed a sign of life recently."""
         return self.subscription.is_ready()
 
+    def is_standby(self) -> bool:
+        """Return whether another exporter receives the events of the durable queue."""
+        return self.is_ready() and self.subscription.active() is False
+
     def broker_url(self) -> str:
         """Return the URL of the broker, without secrets."""
         return self._source.masked_url()

@@ -76,7 +76,7 @@ BROKER = (
     Column("Uptime", "started", "ago", "Of the exporter."),
 )
 #: What a standby shows.
-STANDBY = "Standby: another exporter receives the events. These counts are of the time when this one did."
+STANDBY = "Standby: another exporter receives the events. The counts are from when this one was active."
 #: When the status was made.
 AT = Column("", "at", "clock")
 #: When the event subscription was lost.

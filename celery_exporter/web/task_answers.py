@@ -9,7 +9,10 @@ from msgspec import Meta, Struct
 
 from celery_exporter.core.task_info import TaskInfo
 
-_PROBLEM = "Why the history file was not searched. Empty if it was, or if there is none."
+_PROBLEM = (
+    "What was not searched, and why: the history file, or the tasks of the exporter of which this one is a "
+    "standby. Empty if all was."
+)
 
 
 class TaskList(Struct, frozen=True):

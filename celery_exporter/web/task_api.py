@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -23,6 +23,8 @@ from celery_exporter.web.task_query import BadQueryError, cursor_text, parse_que
 
 #: What a trace's id replaces in --trace-url.
 TRACE_ID = "{trace_id}"
+#: Why a standby may not have a task, or its newest state.
+STANDBY = "this exporter is a standby: ask the active one, too, which has the tasks since it took over"
 
 _T = TypeVar("_T")
 
@@ -43,12 +45,19 @@ class TaskFinder(Protocol):
 class Tasks:
     """Looks tasks up in a thread of its own, one request at a time.
 
-    `trace_url` is that of a trace, with {trace_id} in it; None: there are no traces.
+    `trace_url` is that of a trace, with {trace_id} in it; None: there are no traces. `is_standby` returns
+    whether another exporter receives the events.
     """
 
-    def __init__(self, finder: TaskFinder, trace_url: str | None = None) -> None:
+    def __init__(
+        self,
+        finder: TaskFinder,
+        trace_url: str | None = None,
+        is_standby: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._finder = finder
         self._trace_url = trace_url
+        self._is_standby = is_standby
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tasks")
 
     async def list(self, parameters: dict[str, str]) -> TaskList:
@@ -56,7 +65,7 @@ class Tasks:
         query = parse_query(parameters, time.time())
         page = await self._run(lambda: self._finder.search(query.wanted, query.limit, query.before))
         cursor = cursor_text(page.next) if page.next else None
-        return TaskList(page.tasks, cursor, page.is_complete, page.problem)
+        return TaskList(page.tasks, cursor, page.is_complete, "; ".join(self._problems(page.problem)))
 
     async def one(self, prefix: str) -> TaskAnswer | Problem:
         """Return the task whose id is, or begins with, a text."""
@@ -64,7 +73,7 @@ class Tasks:
 
     def _one(self, prefix: str) -> TaskAnswer | Problem:
         found = self._finder.find(prefix)
-        tasks, problems = found.tasks, [found.problem] if found.problem else []
+        tasks, problems = found.tasks, self._problems(found.problem)
         if not tasks:
             return Problem(f"no task with the id {prefix} is known", [*problems, *NEVER_SEEN])
         if len(tasks) > 1:
@@ -74,9 +83,13 @@ class Tasks:
             tasks[0],
             in_tree_order(related.tasks),
             self._trace(tasks[0]),
-            found.problem or related.problem,
+            "; ".join(self._problems(found.problem or related.problem)),
             related.is_complete,
         )
+
+    def _problems(self, problem: str) -> Sequence[str]:
+        """Return what was not searched: what the active exporter has, and `problem` of the history file."""
+        return [text for text in (STANDBY if self._is_standby() else "", problem) if text]
 
     def _trace(self, task: TaskInfo) -> str | None:
         if self._trace_url is None:

@@ -9,7 +9,7 @@ import time
 import kombu
 import pytest
 from harness.events import publish_events
-from harness.exporter import SCRAPER
+from harness.exporter import SCRAPER, run_cli
 from harness.proxy import Proxy
 from harness.relay import Relay, shard_arguments
 from harness.servers import RabbitServer
@@ -94,6 +94,15 @@ def test_a_standby_shows_no_gauges_of_the_cluster(pair, rabbit_broker):
     assert samples.value("celery_exporter_active") == 0
     assert samples.value("celery_broker_up") == 1
     assert standby.is_ready()
+    assert "this exporter is a standby" in found_by(standby, "--name", "open")
+    assert "this exporter is a standby" in found_by(standby, "a")
+
+
+def found_by(replica, *arguments):
+    """Return what `find` prints about a task that a replica does not have."""
+    result = run_cli("find", *arguments, "--url", f"http://127.0.0.1:{replica.port}")
+    assert result.returncode == 1
+    return result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("fault", ["refuse", "black_hole"])

@@ -32,7 +32,7 @@ class TasksData(Detail, frozen=True, kw_only=True):
     next: str | None = None
     is_complete: bool = True
     error: str = ""
-    problem: str = ""  # why the history file was not searched
+    problem: str = ""  # what was not searched, and why
 
 
 class _Field(Struct, frozen=True):

@@ -5,7 +5,7 @@
 const SEARCH_MS = 10000, MAX_SEARCH_MS = 60000, SEARCH_FACTOR = 200;
 const REFRESH_MS = 2000, MIN_CHART_MS = 5000, MAX_CHART_MS = 60000, TIMEOUT_MS = 8000;
 const STANDBY =
-  "Standby: another exporter receives the events. These counts are of the time when this one did.";
+  "Standby: another exporter receives the events. The counts are from when this one was active.";
 const SEVERITIES = ["critical", "warning"];
 const { source, page, single } = document.body.dataset;
 const pause = byId("pause");

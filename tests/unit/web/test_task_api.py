@@ -14,7 +14,7 @@ from celery_exporter.core.limits import Limits
 from celery_exporter.monitor.cluster_state import ClusterState
 from celery_exporter.monitor.task_finder import TaskFinder
 from celery_exporter.status.explain import NEVER_SEEN
-from celery_exporter.web.task_api import Problem, TaskAnswer, TaskList, Tasks, pages
+from celery_exporter.web.task_api import STANDBY, Problem, TaskAnswer, TaskList, Tasks, pages
 from unit.core.cluster_driver import ClusterDriver, failed, received, sent, started, succeeded
 from unit.core.test_task_info import driver_with_details
 
@@ -38,11 +38,11 @@ def cluster() -> ClusterDriver:
     return driver
 
 
-def get(path: str, **query: str) -> tuple[int, bytes]:
+def get(path: str, *, is_standby: bool = False, **query: str) -> tuple[int, bytes]:
     """Return the status and the body of an answer about this cluster."""
     config = load({"broker_url": "redis://"}, {}).monitor
     finder = TaskFinder(ClusterState(cluster().cluster, config), None)
-    routes = pages(Tasks(finder, "https://traces/{trace_id}?tab=1"))
+    routes = pages(Tasks(finder, "https://traces/{trace_id}?tab=1", lambda: is_standby))
     name, _, uuid = path.partition("/")
     route = routes["/api/v1/tasks/{uuid:path}" if uuid else "/api/v1/tasks"]
     request: Any = SimpleNamespace(query_params=query, path_params={"uuid": uuid})
@@ -67,6 +67,15 @@ def test_a_list_has_the_newest_tasks_first():
     assert [task.uuid for task in listed().tasks] == [IDS[4], IDS[3], IDS[0], IDS[2], IDS[1]]
     assert [task.uuid for task in listed(state="failure", limit="1").tasks] == [IDS[2]]
     assert [task.uuid for task in listed(queue="x").tasks] == [IDS[3]]
+
+
+def test_a_standby_says_that_the_active_one_has_tasks_too():
+    bodies = [get(path, is_standby=True)[1] for path in ("tasks", f"tasks/{IDS[3]}")]
+    assert [msgspec.json.decode(body)["problem"] for body in bodies] == [STANDBY] * 2
+    status, body = get("tasks/none", is_standby=True)
+    problem = msgspec.json.decode(body, type=Problem)
+    assert (status, tuple(problem.hints)) == (404, (STANDBY, *NEVER_SEEN))
+    assert listed().problem == ""
 
 
 def test_the_next_page_begins_where_the_last_one_ended():
