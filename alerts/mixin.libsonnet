@@ -43,6 +43,19 @@
     // is reported for `exporterMissed`, since the removal may be intended.
     exporterKnown: '7d',
     exporterMissed: '1h',
+
+    // Service level objectives, such as
+    //   { name: 'mail', task: 'mail.send', runtimeSeconds: 10, queueWaitSeconds: 60, objective: 0.99 }
+    // Without `task` or `queue`, an objective applies to all of them. `runtimeSeconds` and `queueWaitSeconds` must be bounds
+    // of buckets, because a histogram has no counts between two bounds. Rules: objectives.libsonnet.
+    objectives: [],
+    // The bounds of the exporter, in seconds: --buckets and --queue-wait-buckets.
+    runtimeBuckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
+    waitBuckets: [0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600, 1800, 3600],
+    alerts+: {
+      CeleryErrorBudgetBurnFast: { severity: 'critical', 'for': '2m' },
+      CeleryErrorBudgetBurnSlow: { severity: 'warning', 'for': '15m' },
+    },
   },
 
   local config = $._config,

@@ -1,8 +1,7 @@
-// Service level objectives: recording rules and burn-rate alerts for the rows of `objectives`. mixin.libsonnet adds them.
+// Service level objectives: recording rules and burn-rate alerts for the rows of `objectives`. mixin.libsonnet adds them, and
+// has the settings in its _config:
 //
-//   local celery = (import 'mixin.libsonnet') + {
-//     _config+:: { objectives: [{ name: 'mail', task: 'mail.send', runtimeSeconds: 10, objective: 0.99 }] },
-//   };
+//   objectives: [{ name: 'mail', task: 'mail.send', runtimeSeconds: 10, queueWaitSeconds: 60, objective: 0.99 }],
 //
 // Each objective has up to three indicators, the label `sli`. The objective and its error budget apply to each of them:
 //
@@ -12,19 +11,6 @@
 //
 // Factors and windows of the alerts are those of the Google SRE workbook, for an error budget of 30 days.
 {
-  _config+:: {
-    // Without `task` or `queue`, an objective applies to all of them. `runtimeSeconds` and `queueWaitSeconds` must be bounds
-    // of buckets, because a histogram counts nothing between two bounds.
-    objectives: [],
-    // The bounds of the exporter, in seconds: --buckets and --queue-wait-buckets.
-    runtimeBuckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
-    waitBuckets: [0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600, 1800, 3600],
-    alerts+: {
-      CeleryErrorBudgetBurnFast: { severity: 'critical', 'for': '2m' },
-      CeleryErrorBudgetBurnSlow: { severity: 'warning', 'for': '15m' },
-    },
-  },
-
   local config = $._config,
   local level = 'job_objective_sli:celery_objective_',
   local budget = level + 'error_budget:ratio',
@@ -40,10 +26,8 @@
     assert objective.name != '' : 'an objective has no name: %s' % std.toString(row);
     assert unknown == [] : 'objective %s: unknown fields: %s' % [objective.name, std.join(', ', unknown)];
     assert objective.objective > 0 && objective.objective <= 0.99999 :
-           'objective %s: objective is %s. It must be above 0 and at most 0.99999.' % [
-      objective.name,
-      numberText(objective.objective),
-    ];
+           'objective %s: objective is %s. It must be above 0 and at most 0.99999.'
+           % [objective.name, numberText(objective.objective)];
     objective,
   local objectives =
     local rows = std.map(checked, config.objectives);
@@ -133,7 +117,7 @@
         std.escapeStringJson(objective.name),
         numberText(objective.objective),
       ],
-      {},
+      { objective: objective.name },
     ),
   ],
 

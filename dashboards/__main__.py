@@ -5,10 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dashboards import exporter, overview, points, task_log, tasks, workers
+from dashboards import exporter, objectives, overview, points, task_log, tasks, workers
 from dashboards.build import importable, provisioned, text
 
-BOARDS = (overview.BOARD, tasks.BOARD, workers.BOARD, exporter.BOARD, task_log.BOARD, points.BOARD)
+BOARDS = (
+    overview.BOARD,
+    tasks.BOARD,
+    workers.BOARD,
+    exporter.BOARD,
+    objectives.BOARD,
+    task_log.BOARD,
+    points.BOARD,
+)
 VARIANTS = {"provisioning": provisioned, "import": importable}
 
 

@@ -45,7 +45,9 @@ LABELS: dict[str, tuple[str, ...]] = {
     **{row.name: row.labels for row in select(("native",), MetricOptions()).rows},
     **dict.fromkeys(("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"), ()),
 }
-METRIC = re.compile(r"\b((?:celery|process)_\w+)(?:\{([^}]*)\})?")
+#: Of the records of alerts/objectives.libsonnet. No variable except `job` has one of their labels.
+RECORD_PREFIX = "job_objective_sli:"
+METRIC = re.compile(rf"\b((?:{RECORD_PREFIX})?(?:celery|process)_\w+(?::\w+)?)(?:\{{([^}}]*)\}})?")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Board:
     rows: Mapping[str, Sequence[Panel]]
     links: Mapping[str, str]  # on each panel: title → uid of another dashboard
     sources: Sequence[Source] = (PROMETHEUS,)
+    time_range: str = "now-1h"  # the start of the time range when it is opened
 
     @property
     def matchers(self) -> tuple[str, ...]:
@@ -127,7 +130,9 @@ def filtered(expr: str, variables: Sequence[str]) -> str:
 
 
 def labels_of(name: str) -> tuple[str, ...]:
-    """Return a metric's labels; raise KeyError for a metric that the exporter does not expose."""
+    """Return a metric's labels; raise KeyError for a metric that neither the exporter nor a rule has."""
+    if name.startswith(RECORD_PREFIX):
+        return ()
     return LABELS[name if name in LABELS else re.sub("_(bucket|sum|count)$", "", name)]
 
 
@@ -140,7 +145,7 @@ def provisioned(board: Board) -> Json:
         .tags(["celery"])
         .readonly()
         .tooltip(model.DashboardCursorSync.CROSSHAIR)
-        .time("now-1h", "now")
+        .time(board.time_range, "now")
         .refresh("30s")
         .timezone("browser")
         .link(_dashboard_links())

@@ -322,13 +322,17 @@ def table(  # noqa: PLR0913
     link: str = "",
     width: int = 24,
     height: int = HEIGHT,
+    no_value: str = "",
 ) -> Panel:
     """Return a table of current values by the label `key`, whose cells link to `link`.
 
-    The expression of the first column must have the labels that other columns show.
+    The expression of the first column must have the labels that other columns show. `no_value` is the
+    text without any row, if that is usual.
     """
     names = {"Time": "Time", key.source: key.name}
     panel = table_.Panel().title(title).description(description).unit(PLAIN).span(width).height(height)
+    if no_value:
+        panel = panel.no_value(no_value)
     for column in columns:
         if not _is_label(column):
             ref = chr(ord("A") + len(panel.build().targets or []))

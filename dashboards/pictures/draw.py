@@ -32,7 +32,7 @@ POINTS = 200  # of a line
 CHROMIUM = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000")
 ALL = {"job": ".+", "queue": ".*", "task": ".*", "worker": ".*", "service": ".*"}
 #: Dashboards whose data source is not installed.
-NOT_DRAWN = {"celery-task-log"}
+NOT_DRAWN = {"celery-objectives", "celery-task-log"}
 
 Json = dict[str, Any]
 

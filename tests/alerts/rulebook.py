@@ -27,6 +27,17 @@ ALERTS: dict[str, Any] = {rule["alert"]: rule for rule in _rules if "alert" in r
 RECORDS: dict[str, str] = {rule["record"]: rule["expr"] for rule in _rules if "record" in rule}
 CASE_GROUPS: list[dict[str, Any]] = yaml.safe_load(CASES.read_text())["tests"]
 EXPRESSIONS = {**RECORDS, **{name: rule["expr"] for name, rule in ALERTS.items()}}
+#: Of the mixin with objectives. The shipped rules have none.
+OBJECTIVE_ALERTS = ("CeleryErrorBudgetBurnFast", "CeleryErrorBudgetBurnSlow")
+OBJECTIVE_RECORDS = {
+    f"job_objective_sli:celery_objective_{name}"
+    for name in (
+        "tasks:rate5m",
+        "good_tasks:rate5m",
+        "error_budget:ratio",
+        *(f"errors:ratio_rate{window}" for window in ("5m", "30m", "1h", "6h", "3d")),
+    )
+}
 
 
 def selectors(promql: str) -> Iterator[tuple[str, list[Matcher]]]:

@@ -12,7 +12,7 @@ from celery_exporter.metrics.registry import select
 
 FOLDER = ROOT / "dashboards"
 #: They must not change: links depend on them.
-METRIC_UIDS = ("celery-overview", "celery-tasks", "celery-workers", "celery-exporter")
+METRIC_UIDS = ("celery-overview", "celery-tasks", "celery-workers", "celery-exporter", "celery-objectives")
 UIDS = (*METRIC_UIDS, "celery-task-log", "celery-points")
 VARIANTS = ("provisioning", "import")
 
@@ -51,9 +51,14 @@ def variables(board: Json) -> dict[str, Json]:
 
 
 def names_in(expr: str) -> set[str]:
-    """Return the metrics of an expression; the series of a histogram count as its name."""
-    names = set(re.findall(r"\b(?:celery|process)_\w+", re.sub(r"\{[^}]*\}", "", expr)))
+    """Return the metrics of an expression without records; the series of a histogram count as its name."""
+    names = set(re.findall(r"(?<![\w:])(?:celery|process)_\w+", re.sub(r"\{[^}]*\}", "", expr)))
     return {name if name in ROWS else re.sub("_(bucket|sum|count)$", "", name) for name in names}
+
+
+def records_in(expr: str) -> set[str]:
+    """Return the records of rules in an expression."""
+    return set(re.findall(r"\w+:celery_\w+:\w+", expr))
 
 
 def label(uid: str, panel: Json, target: Json | None = None) -> str:

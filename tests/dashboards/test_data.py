@@ -4,11 +4,13 @@ Each query runs with "All" in every variable, and with one job, queue, task and 
 the labels that legends and columns name.
 """
 
+import json
 import math
 import re
 
 import pytest
 from harness.demo import JOB, scraped_demo
+from harness.objectives import EXAMPLE, rules_of
 from harness.waiting import eventually
 
 from dashboards.committed import BOARDS, METRIC_UIDS, label, panels, targets, variables
@@ -28,7 +30,10 @@ DEADLINE_SECONDS = 45.0  # for rare events, on two busy cores
 
 @pytest.fixture(scope="module")
 def prometheus(redis_server, tmp_path_factory):
-    with scraped_demo(tmp_path_factory.mktemp("demo"), redis_server.clean()) as server:
+    folder = tmp_path_factory.mktemp("demo")
+    rules = folder / "rules.yml"
+    rules.write_text(json.dumps(rules_of(EXAMPLE)))
+    with scraped_demo(folder, redis_server.clean(), rules=rules) as server:
         yield server
 
 

@@ -6,9 +6,21 @@ import sys
 
 import pytest
 import yaml
+from harness.objectives import EXAMPLE, rules_of
 from harness.processes import ROOT, TESTS, missing
 
-from dashboards.committed import BOARDS, FOLDER, IMPORTS, ROWS, UIDS, VARIANTS, names_in, panels, targets
+from dashboards.committed import (
+    BOARDS,
+    FOLDER,
+    IMPORTS,
+    ROWS,
+    UIDS,
+    VARIANTS,
+    names_in,
+    panels,
+    records_in,
+    targets,
+)
 
 CONTRACT = yaml.safe_load((TESTS / "data" / "compat" / "queries.yaml").read_text())
 PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"}
@@ -57,6 +69,15 @@ def test_the_uids_do_not_change():
 def test_panels_use_existing_metrics_only():
     names = set().union(*(names_in(target["expr"]) for _, _, target in targets()))
     assert names - ROWS.keys() == PROCESS
+
+
+def test_panels_use_records_of_objectives_only():
+    """The rules without objectives are optional: a panel must not need them."""
+    (group,) = rules_of(EXAMPLE)["groups"]
+    existing = {rule["record"] for rule in group["rules"] if "record" in rule}
+    used = {(uid, record) for uid, _, target in targets() for record in records_in(target["expr"])}
+    assert {uid for uid, _ in used} == {"celery-objectives"}
+    assert {record for _, record in used} <= existing
 
 
 def test_every_metric_is_on_a_panel():

@@ -26,7 +26,10 @@ OPTIONAL = "tempo"
 BUILTIN = {"__rate_interval", "__range", "__auto", "__interval", "__interval_ms", "timeFilter"}
 UNITS = {"short", "ops", "s", "percentunit", "bytes", "dateTimeFromNow"}  # formats of Grafana
 MATCHERS = {"queue": "queue_name", "task": "task_name", "worker": "worker"}
-NAME = r"\b(?:celery|process)_\w+"
+#: A metric or a record of the rules.
+NAME = r"(?<![\w:])(?:\w+:)?(?:celery|process)_\w+(?::\w+)?"
+#: The functions and windows of queries.
+WINDOWS = {("increase", "$__range"), ("sum_over_time", "$__range")}
 COUNTERS = {row.name for row in ROWS.values() if row.type == "counter"} | {"process_cpu_seconds_total"}
 HISTOGRAMS = {row.name for row in ROWS.values() if row.type == "histogram"}
 SUMMED = HISTOGRAMS | {row.name for row in ROWS.values() if row.type == "summary"}
@@ -183,7 +186,7 @@ def test_target_rate_interval_rule(uid, expr):  # noqa: ARG001
     ranges = re.findall(r"(\w+)\([^()]*?\[([^\]]+)\]", re.sub(r"\{[^}]*\}", "", expr))
     assert expr.count("[") == len(ranges)
     for function, window in ranges:
-        assert window == "$__rate_interval" or (function, window) == ("increase", "$__range")
+        assert window == "$__rate_interval" or (function, window) in WINDOWS
 
 
 @every_panel

@@ -273,7 +273,7 @@ def test_grafana_is_provisioned_with_the_mounted_files(mounted):
     (provider,) = yaml.safe_load((provisioning / "dashboards/celery.yml").read_text())["providers"]
     boards = sorted((folder / provider["options"]["path"].lstrip("/")).glob("*.json"))
     assert [path.stem for path in boards] == [
-        *("celery-exporter", "celery-overview", "celery-points"),
+        *("celery-exporter", "celery-objectives", "celery-overview", "celery-points"),
         *("celery-task-log", "celery-tasks", "celery-workers"),
     ]
     sources = yaml.safe_load((provisioning / "datasources/stack.yml").read_text())["datasources"]

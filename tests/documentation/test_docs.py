@@ -24,6 +24,7 @@ import pytest
 import yaml
 from celery.app.defaults import NAMESPACES, flatten
 from harness import logql
+from harness import objectives as mixin
 from harness.processes import ROOT, need
 from harness.statuses import serve_status
 from unit.test_golden_replay import exporter_state
@@ -383,6 +384,15 @@ def check_json(text: str, _folder: Path) -> None:
     assert json.loads(msgspec.json.encode(status)) == json.loads(text)
 
 
+def check_jsonnet(text: str, folder: Path) -> None:
+    """Check that the mixin generates valid rules with this addition to its configuration."""
+    result = mixin.evaluate(f'((import "mixin.libsonnet") + {{ _config+:: {text} }}).prometheusAlerts')
+    assert result.returncode == 0, result.stderr
+    path = folder / "rules.json"
+    path.write_text(result.stdout)
+    promtool("check", "rules", str(path))
+
+
 def check_mermaid(text: str, _folder: Path) -> None:
     """Check that the arrows of a flowchart connect existing boxes."""
     kind, *lines = text.splitlines()
@@ -401,6 +411,7 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "yaml": check_yaml,
     "python": check_python,
     "json": check_json,
+    "jsonnet": check_jsonnet,
     "alloy": check_alloy,
     "logrotate": check_logrotate,
     "logql": check_logql,

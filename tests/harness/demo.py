@@ -65,8 +65,8 @@ def running_demo(folder: Path, url: str, *, with_problems: bool = True) -> Itera
 
 
 @contextmanager
-def scraped_demo(folder: Path, url: str, *options: str) -> Iterator[Prometheus]:
-    """Yield a Prometheus that scrapes an exporter of the running demo; it has these options."""
+def scraped_demo(folder: Path, url: str, *options: str, rules: Path | None = None) -> Iterator[Prometheus]:
+    """Yield a Prometheus with these rules that scrapes an exporter of the running demo with these options."""
     web_config = folder / "web.yml"
     web_config.write_text(json.dumps({"http_server_config": {"headers": {"X-Frame-Options": "deny"}}}))
     config = folder / "config.yml"
@@ -75,7 +75,7 @@ def scraped_demo(folder: Path, url: str, *options: str) -> Iterator[Prometheus]:
     files += ("--state-file", str(folder / "state"))
     records = ("--event-log", str(folder / "events.jsonl"), "--history-file", str(folder / "history"))
     exporter = Exporter(folder / "exporter", url, *files, *records, *options)
-    prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
+    prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB, rules=rules)
     with side_by_side(exporter, prometheus):
         exporter.connected()
         with running_demo(folder, url):
