@@ -36,8 +36,9 @@ def shortened(rules):
 
     for group in rules["groups"]:
         for rule in group["rules"]:
+            # Not a class of characters, such as [.] in a matcher.
             rule["expr"] = re.sub(
-                r"\[([^\]]+)\]",
+                r"\[(\d[^\]]*)\]",
                 lambda match: "[" + ":".join(map(shorter, match.group(1).split(":"))) + "]",
                 rule["expr"],
             )
