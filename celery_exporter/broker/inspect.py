@@ -17,7 +17,7 @@ import kombu
 import msgspec
 from msgspec import Meta, Struct
 
-from celery_exporter.broker.mailbox import ControlClient
+from celery_exporter.broker.mailbox import REPLY_TIMEOUT_SECONDS, ControlClient
 from celery_exporter.core.beats import MAX_BEATS
 from celery_exporter.core.routing import MAX_BINDINGS, Binding
 from celery_exporter.core.workers import MAX_WORKERS, WorkerInfo
@@ -116,6 +116,8 @@ _HELD = (
     ("reserved", Annotated[list[_Task], _Many]),
     ("active", Annotated[list[_Task], _Many]),
 )
+#: How long to wait for the reply of a beat where none is known.
+DISCOVERY_TIMEOUT_SECONDS = 0.25
 #: How the node names of beats begin, unless `celery beat --hostname` gives another one.
 BEAT_PREFIX = "celerybeat@"
 #: The argument by which `registered` returns an attribute of each task.
@@ -184,9 +186,13 @@ class WorkerInspector:
             workers[name] = msgspec.structs.replace(before.get(name, WorkerInfo()), **changes)
         return workers
 
-    def ping_beats(self) -> set[str]:
-        """Return the node names of the beats that replied. Workers do not reply: their names do not fit."""
-        replies = self._control.call("ping", MAX_BEATS, pattern=f"{BEAT_PREFIX}*")
+    def ping_beats(self, *, is_any_known: bool) -> set[str]:
+        """Return the node names of the beats that replied. Workers do not reply: their names do not fit.
+
+        Where no beat is known, most likely none will reply, so the wait for one is short.
+        """
+        timeout = REPLY_TIMEOUT_SECONDS if is_any_known else DISCOVERY_TIMEOUT_SECONDS
+        replies = self._control.ping(f"{BEAT_PREFIX}*", MAX_BEATS, timeout)
         return {name for name, _ in _checked(replies, _Pong) if name.startswith(BEAT_PREFIX)}
 
     def enable_events(self, workers: Iterable[str]) -> None:

@@ -61,23 +61,29 @@ class ControlClient:
         limit: int,
         only: Collection[str] | None = None,
         arguments: dict[str, Any] | None = None,
-        pattern: str | None = None,
     ) -> list[Any]:
-        """Return up to `limit` replies, of all nodes, `only` of these, or of those whose name fits a pattern.
-
-        A pattern is one of fnmatch. Raises BrokerError.
-        """
+        """Return up to `limit` replies, of all workers or `only` of these. Raises BrokerError."""
         self.refused.clear()
         replies: list[Any] = []
         with broker_errors(self._connection):
             for mailbox in self._mailboxes:
                 if len(replies) < limit:
-                    new = mailbox.ask(command, limit - len(replies), only, arguments, pattern)
+                    new = mailbox.ask(command, limit - len(replies), only, arguments)
                     mailbox.replies = len(new)
                     replies += new
         # The mailbox with the most replies comes first: the limit may be reached before the others.
         self._mailboxes.sort(key=lambda mailbox: -mailbox.replies)
         return replies
+
+    def ping(self, pattern: str, limit: int, timeout: float) -> list[Any]:
+        """Return up to `limit` replies to ping of the nodes whose name fits a pattern of fnmatch.
+
+        `timeout` is the longest time in seconds until the next reply. Uses the exchanges on which nodes have
+        replied to the newest command, or all if there are none. Raises BrokerError.
+        """
+        in_use = [mailbox for mailbox in self._mailboxes if mailbox.replies] or self._mailboxes
+        with broker_errors(self._connection):
+            return [reply for mailbox in in_use for reply in mailbox.ping(pattern, limit, timeout)][:limit]
 
     def cast(self, command: str, workers: Iterable[str]) -> None:
         """Send a command without a reply to these workers. Raises BrokerError."""
@@ -125,30 +131,22 @@ class _Mailbox(Mailbox):  # type: ignore[misc]
         return queue
 
     def ask(
-        self,
-        command: str,
-        limit: int,
-        only: Collection[str] | None,
-        arguments: dict[str, Any] | None,
-        pattern: str | None,
+        self, command: str, limit: int, only: Collection[str] | None, arguments: dict[str, Any] | None
     ) -> list[Any]:
-        """Return the replies of all nodes, `only` of these, or of those whose name fits a pattern."""
-        if pattern is not None:
-            # As celery.app.control does: kombu has no public method for it.
-            replies = self._broadcast(
-                command,
-                arguments,
-                reply=True,
-                timeout=REPLY_TIMEOUT_SECONDS,
-                limit=limit,
-                pattern=pattern,
-                matcher="glob",
-            )
-        elif only is None:
+        """Return the replies of all workers, or `only` of these."""
+        if only is None:
             replies = self.multi_call(command, arguments, timeout=REPLY_TIMEOUT_SECONDS, limit=limit)
         else:
             replies = self.call(list(only), command, arguments, timeout=REPLY_TIMEOUT_SECONDS)
         return list(replies or ())
+
+    def ping(self, pattern: str, limit: int, timeout: float) -> list[Any]:
+        """Return the replies to ping of the nodes whose name fits a pattern."""
+        # As celery.app.control does: kombu has no public method for it.
+        return list(
+            self._broadcast("ping", reply=True, timeout=timeout, limit=limit, pattern=pattern, matcher="glob")
+            or ()
+        )
 
     def _collect(self, ticket: str, limit: int, timeout: float, channel: Any, **_: Any) -> list[Any]:
         """Return the replies to a command. kombu's own method raises at the first reply that it refuses."""

@@ -150,14 +150,13 @@ class WorkerPoller:
             raise BlockedError(reason)
         if begin < self._next and only is None:
             raise BrokerError(NO_REPLY)
-        infos, beats, refused = self._inspect(workers, before, only)
+        infos, refused = self._inspect(workers, before, only)
         with self._state.lock:
             self.refused_serializers = refused
-            if beats is not None:
-                self._state.cluster.beats.record_replies(beats, self._state.now())
             self._state.cluster.record_inspection(infos, self._state.now(), starts)
             self._has_reply = self._has_reply or bool(infos)
         if only is None:
+            self._ping_beats()  # after the workers are recorded: where no beat replies, it waits for one
             self._inspected = begin
         elif self._has_reply:  # a worker without a reply may be starting
             return
@@ -178,18 +177,21 @@ class WorkerPoller:
 
     def _inspect(
         self, workers: Collection[Worker], before: dict[str, WorkerInfo], only: list[str] | None
-    ) -> tuple[dict[str, WorkerInfo], set[str] | None, list[str]]:
-        """Return the replies by worker, the beats that replied, and the serializers that are not accepted.
-
-        Beats are asked together with all workers, otherwise their replies are None.
-        """
+    ) -> tuple[dict[str, WorkerInfo], list[str]]:
+        """Return the replies by worker, and the serializers of replies that are not accepted."""
         without_events = [worker.name for worker in workers if worker.up and not worker.events]
         with self._inspector.use() as inspector:
             if self._enable_events and without_events:
                 inspector.enable_events(without_events)
             infos = inspector.inspect(before, only)
-            refused = sorted(inspector.refused)
-            return infos, inspector.ping_beats() if only is None else None, refused
+            return infos, sorted(inspector.refused)
+
+    def _ping_beats(self) -> None:
+        beats = self._state.cluster.beats
+        with self._inspector.use() as inspector:
+            replied = inspector.ping_beats(is_any_known=bool(beats.by_name))
+        with self._state.lock:
+            beats.record_replies(replied, self._state.now())
 
     def _compare_tasks(self) -> None:
         """Inspect the tasks of workers that have more by their events than by their heartbeats."""

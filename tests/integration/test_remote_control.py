@@ -57,7 +57,7 @@ def test_redis_workers_of_any_control_exchange_answer_without_the_option(
     assert "remote-control" not in findings(app)
     doctor = run_cli("doctor", "--json", "--seconds", "8", "--broker-url", url, deadline=90)
     checks = {finding["check"]: finding for finding in json.loads(doctor.stdout)["findings"]}
-    assert checks["remote-control"]["severity"] == "ok"
+    assert checks["remote-control"]["severity"] == "ok", doctor.stdout
 
 
 def test_the_remedy_on_rabbitmq_names_the_control_exchange_option(
