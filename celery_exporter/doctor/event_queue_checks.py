@@ -1,4 +1,4 @@
-"""Check of the durable queue of --event-queue or --event-queue-durable. It consumes and creates nothing."""
+"""Check of the durable queue of --event-queue or --event-queue-durable. It consumes nothing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def _declare(config: BrokerConfig, name: str) -> tuple[int, int]:
     """Return how many messages wait and how many consumers there are; raise BrokerError.
 
     A queue that exists is declared again as the exporter does, which fails if it has other arguments, and
-    changes nothing. An exporter that is given a queue does not declare it.
+    changes nothing. (It would create one that is deleted in between; a passive declaration does not compare
+    arguments.) An exporter that is given a queue does not declare it.
     """
     connection = connect(config)
     try:
