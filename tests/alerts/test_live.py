@@ -12,6 +12,7 @@ import pytest
 import yaml
 from harness.exporter import Exporter
 from harness.outcomes import RedisOutcomes
+from harness.processes import side_by_side
 from harness.servers import PROMETHEUSES, Alertmanager, RedisServer
 from harness.waiting import eventually
 from harness.webhook import Webhook
@@ -85,12 +86,7 @@ def scene(request, tmp_path_factory):
             )
             for name in ("celery", "held", WITHOUT_EVENTS)
         }
-        processes = (exporter, manager, prometheus, *workers.values())
-        for process in processes:
-            stack.callback(process.kill)
-            process.start()
-        for process in processes:
-            process.wait_ready()
+        stack.enter_context(side_by_side(exporter, manager, prometheus, *workers.values()))
         exporter.connected()
         client = stack.enter_context(make_client(url))
         eventually(lambda: prometheus.query("celery_workers_online == 3"), 20)

@@ -11,6 +11,7 @@ import pytest
 from harness.exporter import Exporter
 from harness.objectives import SLIS, rules_of
 from harness.outcomes import RedisOutcomes
+from harness.processes import side_by_side
 from harness.servers import PROMETHEUSES, Alertmanager, RedisServer
 from harness.waiting import BUSY_FACTOR, eventually
 from harness.webhook import Webhook
@@ -54,12 +55,7 @@ def scene(request, tmp_path_factory):
         )
         outcomes = RedisOutcomes(url.removesuffix("/0") + "/5")
         worker = Worker(folder / "worker", url, "w@box", outcomes=outcomes)
-        processes = (exporter, manager, prometheus, worker)
-        for process in processes:
-            stack.callback(process.kill)
-            process.start()
-        for process in processes:
-            process.wait_ready()
+        stack.enter_context(side_by_side(exporter, manager, prometheus, worker))
         exporter.connected()
         client = stack.enter_context(make_client(url))
         yield SimpleNamespace(pager=pager, prometheus=prometheus, send=client.send_task)
