@@ -95,7 +95,7 @@ class Processes(Struct, gc=False):
         if not possible:
             process, tasks = self._add(event, now, matching)
         else:
-            process = self._likeliest(possible, event, period_seconds)
+            process = self._likeliest(possible, event, now.listening, period_seconds)
             self.alternations += process is not newest and event.type == "worker-heartbeat"
             tasks = _count(process, event, possible)
             self._record(process, event, now)
@@ -133,13 +133,19 @@ class Processes(Struct, gc=False):
             return False
         return event.processed is None or event.processed >= (process.processed or 0)
 
-    def _likeliest(self, possible: list[Process], event: Event, period: float) -> Process:
-        """Return the most likely sender of an event: of a heartbeat, the process whose heartbeat is due."""
+    def _likeliest(self, possible: list[Process], event: Event, listening: float, period: float) -> Process:
+        """Return the most likely sender of an event: of a heartbeat, the process whose heartbeat is due.
+
+        It is due by its own clock and by ours: the clocks of two hosts can differ by what lies between their
+        heartbeats, and heartbeats that were delayed arrive together.
+        """
         if event.type == "worker-heartbeat" and event.processed is not None:
-            return min(
-                possible,
-                key=lambda process: (process.left, abs(event.timestamp - process.timestamp - period)),
-            )
+
+            def deviation(process: Process) -> float:
+                by_its_clock = abs(event.timestamp - process.timestamp - period)
+                return by_its_clock + abs(listening - process.last_seen - period)
+
+            return min(possible, key=lambda process: (process.left, deviation(process)))
         if event.processed is None and self.tracked[-1] in possible:
             return self.tracked[-1]
         return _highest(possible)  # the other events come at any time

@@ -7,7 +7,7 @@ import json
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from celery_exporter.core.events import Event, decode
@@ -190,6 +190,7 @@ shared_names = st.integers(2, 4).flatmap(
 skews = st.lists(st.sampled_from([0.0, 0.0, 0.7, -5.3, 61.0]), min_size=4, max_size=4)
 
 
+@example({"counts": [0] * 4, "rate": 9, "seed": 34422, "period": 2.0}, [0.0, 0.0, 0.7, 0.7])
 @settings(max_examples=150)
 @given(shared_names, skews)
 def test_invariant_processes_with_one_pid_are_never_counted_twice(options, skews):
