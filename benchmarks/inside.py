@@ -53,7 +53,7 @@ from celery_exporter.sinks.factory import pushers_for
 from celery_exporter.sinks.loki import LokiSink
 
 #: Samples of a label set whose tasks succeed. The exporter has some hundred samples of its own.
-SAMPLES_PER_LABEL_SET = 64
+SAMPLES_PER_LABEL_SET = 66
 #: The address of the Prometheus server; series are new or old for each server.
 SCRAPER = "127.0.0.1"
 #: Numbers of brokers in one process.

@@ -36,6 +36,8 @@ class Aggregate(Struct, gc=False):
     clients: dict[str, int] = {}  # sent tasks by host, if a profile shows them
     latency: Histogram | None = None  # if a profile shows it
     newest_prefetch_wait_seconds: float | None = None  # of the task that was started last
+    execution_seconds: float = 0.0  # of all executions that ended, however they did
+    retries_exceeded: int = 0  # failures, because max_retries was reached
     inherited: bool = False  # some of it was counted under another label set before
 
     @classmethod
@@ -54,6 +56,8 @@ class Aggregate(Struct, gc=False):
         for state, at in other.last.items():
             self.last[state] = max(at, self.last.get(state, at))
         self.redeliveries += other.redeliveries
+        self.execution_seconds += other.execution_seconds
+        self.retries_exceeded += other.retries_exceeded
         self.inherited = self.inherited or other.inherited
         for state, histogram in other.runtime.items():
             self.runtime[state] = _merged(self.runtime.get(state), histogram)
@@ -78,6 +82,8 @@ class Aggregate(Struct, gc=False):
             self.clients.copy(),
             self.latency and self.latency.copy(),
             self.newest_prefetch_wait_seconds,
+            self.execution_seconds,
+            self.retries_exceeded,
             self.inherited,
         )
 
@@ -116,6 +122,7 @@ class Failure(Struct, frozen=True, gc=False):
     worker: str
     exception: str
     uuid: str
+    retries_exceeded: bool = False  # Task.retry raised it, because max_retries was reached
 
 
 class Aggregates:
@@ -195,8 +202,9 @@ class Aggregates:
 
     def count_failure(self, failure: Failure) -> None:
         """Count a failure by its exception class, and keep it among the newest ones."""
-        exceptions = self._writable(failure.label_set).exceptions
-        self.overflowed += self._exceptions.count(exceptions, clipped(failure.exception), 1)
+        aggregate = self._writable(failure.label_set)
+        self.overflowed += self._exceptions.count(aggregate.exceptions, clipped(failure.exception), 1)
+        aggregate.retries_exceeded += failure.retries_exceeded
         if failure.label_set is not EXCLUDED:
             self.failures.append(failure)
 
@@ -208,7 +216,13 @@ class Aggregates:
         histogram = aggregate.runtime.get(state)
         if histogram is None:
             histogram = aggregate.runtime[state] = self._histogram(self.runtime_bounds)
-        self.observed_runtime = self._observe(histogram, self.runtime_bounds, seconds, uuid)
+        seconds = self.observed_runtime = self._observe(histogram, self.runtime_bounds, seconds, uuid)
+        aggregate.execution_seconds += seconds
+
+    def add_execution(self, label_set: LabelSet, seconds: float) -> None:
+        """Add the time from start to end of an execution that has no runtime: REVOKED, REJECTED."""
+        if seconds > 0:
+            self._writable(label_set).execution_seconds += seconds
 
     def observe_start(
         self, label_set: LabelSet, at: float, ready: float | None, received: float | None, uuid: str

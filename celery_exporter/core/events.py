@@ -91,7 +91,7 @@ class Event(Struct, gc=False):
     # how a task ended
     runtime: Annotated[float, Meta(ge=0, lt=1e11)] | None = None
     exception: str | None = None
-    traceback: str | None = None  # read if the exception is a wrapper, and then removed
+    traceback: str | None = None  # see task_exceptions.read_traceback
     requeue: bool | None = None
     # worker events
     freq: Annotated[float, Meta(ge=0, lt=1e9)] | None = None

@@ -1,4 +1,4 @@
-"""Reads exceptions of events: class names, and names of unregistered tasks."""
+"""Reads exceptions of events: class names, names of unregistered tasks, and whether retries were exceeded."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ _TRACEBACK_HEAD = "Traceback (most recent call last):\n"
 MAX_TRACEBACK_CHARACTERS = 2**18
 _after_frames = re.compile(r"\n(?![ \t])")
 _raised_class = re.compile(r"([\w.]{1,255})(?=:|\s|\Z)")
+#: What is left of a traceback if `Task.retry` raised an exception because `max_retries` was reached.
+RETRIES_EXCEEDED = "retries exceeded"
+# The two statements of Task.retry (celery/app/task.py): with `exc`, as autoretry_for calls it, and without.
+# A task that another one calls as a function is not retried either: `raise_with_context(exc or Retry(…))`.
+_no_retry_left = re.compile(
+    r'[/\\]celery[/\\]app[/\\]task\.pyc?", line \d+, in retry\n'
+    r"[ \t]+raise(?:_with_context\(exc\)| self\.MaxRetriesExceededError\()"
+)
 _not_registered = re.compile(r"NotRegistered\(\s*(['\"])(.{1,255}?)\1")
 
 
@@ -33,8 +41,10 @@ def exception_class(text: str | None) -> str | None:
     return match[1] if match else None
 
 
-def unwrap(event: Event) -> None:
-    """Replace billiard's exception wrapper by the exception in the traceback; remove the traceback.
+def read_traceback(event: Event) -> None:
+    """Replace billiard's exception wrapper by the exception in the traceback, and shorten the traceback.
+
+    `RETRIES_EXCEEDED` is left of it, or None.
 
     Celery 5.7 writes `ExceptionWithTraceback()` for exceptions that its main process raises for a task: a
     lost pool process, or a time limit (celery/worker/request.py, on_failure and on_timeout). A traceback with
@@ -43,7 +53,8 @@ def unwrap(event: Event) -> None:
     if event.exception == _WRAPPER:
         name = _class_in_traceback(event.traceback or "")
         event.exception = f"{name}()" if name else None
-    event.traceback = None
+    if event.traceback is not None and event.traceback != RETRIES_EXCEEDED:
+        event.traceback = RETRIES_EXCEEDED if _no_retry_left.search(event.traceback) else None
 
 
 def _class_in_traceback(traceback: str) -> str | None:

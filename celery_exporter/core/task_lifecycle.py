@@ -19,7 +19,7 @@ from celery_exporter.core.executions import ExecutionMatcher
 from celery_exporter.core.label_sets import LabelSets
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.records import RecordBuilder
-from celery_exporter.core.task_exceptions import unwrap
+from celery_exporter.core.task_exceptions import RETRIES_EXCEEDED, read_traceback
 from celery_exporter.core.task_labels import TaskLabels
 from celery_exporter.core.task_updates import TaskUpdates
 from celery_exporter.core.tasks import StateBucket, Task, TaskTable
@@ -147,7 +147,7 @@ class TaskLifecycle:
         """Apply any other task event of a worker."""
         self._workers.on_task_event(event, now)
         if event.exception is not None or event.traceback is not None:
-            unwrap(event)
+            read_traceback(event)
         tasks = self.tasks
         task = tasks.get(event.uuid or "") or self._new(event, tasks.unidentified, now)
         if task.bucket is tasks.unidentified:
@@ -192,7 +192,9 @@ class TaskLifecycle:
     def _defer(self, task: Task, event: Event, now: Timestamp) -> None:
         if event.exception is not None:
             event.exception = event.exception[:MAX_DEFERRED_EXCEPTION]
-        event.traceback = event.tags = event.fields = None
+        if event.traceback != RETRIES_EXCEEDED:
+            event.traceback = None
+        event.tags = event.fields = None
         if isinstance(event, EventWithArguments):
             event.clip_arguments()
         event.uuid = task.uuid

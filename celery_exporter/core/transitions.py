@@ -30,7 +30,7 @@ from msgspec import Struct
 
 from celery_exporter.core.aggregates import Aggregates, Failure
 from celery_exporter.core.events import Event, epoch
-from celery_exporter.core.task_exceptions import exception_class
+from celery_exporter.core.task_exceptions import RETRIES_EXCEEDED, exception_class
 from celery_exporter.core.task_history import MAX_ATTEMPTS, Delivery, TaskHistory, generation_of
 from celery_exporter.core.tasks import Task
 from celery_exporter.core.types import UNKNOWN, LabelSet, State
@@ -82,6 +82,8 @@ def _apply_usual_start(task: Task, event: Event, label_set: LabelSet, aggregates
 def _apply_usual_success(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
     if event.runtime is not None:
         aggregates.observe_runtime(label_set, SUCCESS, event.runtime, event.uuid)
+    elif task.at is not None:
+        aggregates.add_execution(label_set, event.timestamp - task.at)
     if task.ready is not None:  # otherwise its task-sent, and so its wait, is outstanding
         task.at = None
 
@@ -202,6 +204,8 @@ def _apply_success(
 ) -> bool:
     if event.runtime is not None:
         aggregates.observe_runtime(label_set, State.SUCCESS, event.runtime, event.uuid)
+    else:
+        _add_execution(delivery, event, label_set, aggregates)
     return _close(history, delivery)
 
 
@@ -230,8 +234,9 @@ def _apply_retry(
 
 
 def _apply_end(
-    history: TaskHistory, _: Event, delivery: Delivery | None, __: LabelSet, ___: Aggregates
+    history: TaskHistory, event: Event, delivery: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
+    _add_execution(delivery, event, label_set, aggregates)
     return _close(history, delivery)
 
 
@@ -352,9 +357,18 @@ def _observe_runtime(
         aggregates.observe_runtime(label_set, state, event.timestamp - delivery.started, event.uuid)
 
 
+def _add_execution(
+    delivery: Delivery | None, event: Event, label_set: LabelSet, aggregates: Aggregates
+) -> None:
+    """Add the time since the start of an execution whose end has no runtime: it was terminated, say."""
+    if delivery is not None and delivery.started is not None:
+        aggregates.add_execution(label_set, event.timestamp - delivery.started)
+
+
 def _failure(label_set: LabelSet, event: Event) -> Failure:
     exception = exception_class(event.exception) or UNKNOWN
-    return Failure(event.timestamp, label_set, event.hostname, exception, event.uuid or "")
+    exceeded = event.traceback == RETRIES_EXCEEDED
+    return Failure(event.timestamp, label_set, event.hostname, exception, event.uuid or "", exceeded)
 
 
 def _ready_at(event: Event) -> float:

@@ -15,10 +15,10 @@ from msgspec import structs
 from celery_exporter.broker.codecs import JSON
 from celery_exporter.broker.message import Message, events_of
 from celery_exporter.core.events import KNOWN_TYPES, MEASURED, WORKER_TYPES, Event
-from celery_exporter.core.task_exceptions import exception_class, unregistered_name, unwrap
+from celery_exporter.core.task_exceptions import exception_class, read_traceback, unregistered_name
 
 #: Fields that are dropped, or handled on their own.
-_DROPPED = frozenset({"traceback", "tags", "fields"})
+_DROPPED = frozenset({"tags", "fields"})
 #: What a worker reports about its software and system, unless an application changed it.
 _SOFTWARE = {
     "sw_ident": re.compile("py-celery"),
@@ -52,7 +52,7 @@ class Scrubber:
         return Message(msgspec.json.encode(events), JSON, "utf-8") if events else None
 
     def _scrubbed(self, event: Event) -> dict[str, object]:
-        unwrap(event)  # the class of a wrapped exception is in the traceback
+        read_traceback(event)  # it leaves no text of the application
         values = structs.asdict(event).items()
         fields = {name: value for name, value in values if value is not None and name not in _DROPPED}
         if event.type not in KNOWN_TYPES:

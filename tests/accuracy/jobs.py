@@ -27,6 +27,10 @@ PLAIN = (
     Job("tasks.nobody_registered", 2),
     Job("tasks.retry_once", 6),
     Job("tasks.retry_and_fail", 2),
+    Job("tasks.retry_without_exc", 2),
+    Job("tasks.autoretry_and_fail", 2),
+    Job("tasks.fail_after_retries", 2, (2,)),
+    Job("tasks.fail_after_retries", 1, (0,)),
 )
 BACK_OFF = (Job("tasks.back_off", 2),)
 LATER = (

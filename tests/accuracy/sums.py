@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from harness.exporter import Samples
-from harness.outcomes import EXCEPTION_PREFIX, REDELIVERED, Outcome
+from harness.outcomes import EXCEPTION_PREFIX, REDELIVERED, RETRIES_EXCEEDED, Outcome
 
 Sums = dict[tuple[str, ...], int]
 
@@ -17,13 +17,14 @@ LABELS = ("task_name", "queue_name", "worker")
 #: The compared metrics, with the labels by which they are summed.
 TASKS = ("celery_tasks_total", *LABELS, "state")
 FAILURES = ("celery_task_failures_total", *LABELS, "exception")
+EXCEEDED = ("celery_task_retries_exceeded_total", *LABELS)
 RUNTIMES = ("celery_task_runtime_seconds_count", *LABELS, "state")
 QUEUE_WAITS = ("celery_task_queue_wait_seconds_count", *LABELS)
 PREFETCH_WAITS = ("celery_task_prefetch_wait_seconds_count", *LABELS)
 #: Without the worker: if two workers receive a task at the same time, outcomes and exporter may differ in the
 #: order.
 REDELIVERIES = ("celery_task_redeliveries_total", "task_name", "queue_name")
-COMPARED = (TASKS, FAILURES, RUNTIMES, QUEUE_WAITS, PREFETCH_WAITS, REDELIVERIES)
+COMPARED = (TASKS, FAILURES, EXCEEDED, RUNTIMES, QUEUE_WAITS, PREFETCH_WAITS, REDELIVERIES)
 
 
 def exposed_sums(samples: Samples) -> Sums:
@@ -65,6 +66,8 @@ def _contributions(entry: Outcome, is_sent_known: bool) -> Iterator[tuple[tuple[
         yield (REDELIVERIES[0], task, queue), 1
     if state.startswith(EXCEPTION_PREFIX):
         yield (FAILURES[0], *labels, state.removeprefix(EXCEPTION_PREFIX)), 1
+    if state == RETRIES_EXCEEDED:
+        yield (EXCEEDED[0], *labels), 1
     if state == EXCEPTION_PREFIX + "NotRegistered":  # a failure without a run
         yield (RUNTIMES[0], *labels, "FAILURE"), -1
 

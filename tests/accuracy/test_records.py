@@ -13,6 +13,7 @@ import pytest
 from harness.receiver import Receiver
 from harness.waiting import until_equal
 
+from celery_exporter.core.events import epoch
 from celery_exporter.sinks.loki import PUSH_PATH
 
 from .jobs import BACK_OFF, KILLED, LATER, PLAIN, send_shuffled
@@ -46,6 +47,15 @@ def sums_of(lines: Iterable[dict[str, Any]]) -> Sums:
             if field in line:
                 sums[(metric, *labels)] += 1
     return dict(sums)
+
+
+def execution_seconds(lines: Iterable[dict[str, Any]]) -> float:
+    """Return the seconds of all executions; a rejection of a task that failed ends none."""
+    lines = list(lines)
+    failed = {line["uuid"] for line in lines if line["state"] == "FAILURE"}
+    rejected = [line for line in lines if line["state"] == "REJECTED" and line["uuid"] not in failed]
+    runtimes = sum(line.get("runtime_seconds", 0.0) for line in lines)
+    return runtimes + sum(epoch(line["time"]) - line["started"] for line in rejected)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -117,6 +127,8 @@ def test_lines_payloads_and_points_add_up_to_the_metrics(scene: Scene, tmp_path:
         for field, metric in (*DURATIONS.items(), ("runtime_seconds", RUNTIMES[0])):
             total = samples.total(metric.replace("_count", "_sum"))
             assert sum(line.get(field, 0.0) for line in lines) == pytest.approx(total)
+        total = samples.total("celery_task_execution_seconds_total")
+        assert execution_seconds(lines) == pytest.approx(total)
         delivered = {"event_log": len(lines), "loki": len(lines)}
         until_equal(lambda: {sink: delivered_to(scene, sink) for sink in delivered}, delivered, 60)
         scene.exporter.stop_cleanly()  # while its receivers are there

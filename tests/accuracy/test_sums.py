@@ -7,6 +7,7 @@ from collections import Counter
 from harness.outcomes import Attempt, FileOutcomes, Outcome
 
 from .sums import (
+    EXCEEDED,
     FAILURES,
     PREFETCH_WAITS,
     QUEUE_WAITS,
@@ -46,10 +47,13 @@ def test_every_start_has_waits_and_every_end_has_a_runtime():
 
 
 def test_an_unregistered_task_fails_without_a_runtime():
-    assert recorded_sums(entries(FAILURE=2, exception_NotRegistered=1, exception_KeyError=1)) == {
+    assert recorded_sums(
+        entries(FAILURE=2, exception_NotRegistered=1, exception_KeyError=1, retries_exceeded=1)
+    ) == {
         key(TASKS, "FAILURE"): 2,
         key(FAILURES, "NotRegistered"): 1,
         key(FAILURES, "KeyError"): 1,
+        key(EXCEEDED): 1,
         key(RUNTIMES, "FAILURE"): 1,
     }
 

@@ -23,11 +23,12 @@ from celery.exceptions import WorkerLostError
 
 EXCEPTION_PREFIX = "exception="  # begins the state of an outcome that names the exception of a failure
 REDELIVERED = "redelivered"  # received again in the same attempt
+RETRIES_EXCEEDED = "retries_exceeded"  # a failure, because no retry was left
 _SEPARATOR = "|"
 
 
 class Outcome(NamedTuple):
-    """What is counted. `worker` is empty for clients; `state` may also be one of the two above."""
+    """What is counted. `worker` is empty for clients; `state` may also be one of the three above."""
 
     task: str
     queue: str

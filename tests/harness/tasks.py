@@ -19,7 +19,15 @@ from kombu.common import Broadcast
 from celery_exporter.instrumentation import Measurements, monitor_time
 from harness.delayed_events import DelayedDispatcher
 from harness.event_times import NotingRequest, note_events
-from harness.outcomes import Outcome, RedisOutcomes, attempt_of, outcomes_at, record_failure, record_signals
+from harness.outcomes import (
+    RETRIES_EXCEEDED,
+    Outcome,
+    RedisOutcomes,
+    attempt_of,
+    outcomes_at,
+    record_failure,
+    record_signals,
+)
 from harness.waiting import eventually
 
 OUTCOMES = "TEST_OUTCOMES"
@@ -69,6 +77,16 @@ class RecordingTask(Task):  # type: ignore[misc]
     def record_failure(self, exception: str) -> None:
         if outcomes:
             record_failure(outcomes, self.outcome("FAILURE"), attempt_of(self.request), exception)
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Record that no retry is left; autoretry_for calls this method, too."""
+        try:
+            return super().retry(*args, **kwargs)
+        except (Retry, Reject):
+            raise
+        except Exception:
+            self.record(RETRIES_EXCEEDED)
+            raise
 
     def outcome(self, state: str) -> Outcome:
         request = self.request
@@ -148,6 +166,31 @@ def delayed_dispatcher() -> DelayedDispatcher:
 @app.task(bind=True, base=RecordingTask, name="tasks.retry_and_fail", max_retries=1)
 def retry_and_fail(self: RecordingTask) -> None:
     raise self.retry(countdown=0, exc=TimeoutError("always"))
+
+
+@app.task(bind=True, base=RecordingTask, name="tasks.retry_without_exc", max_retries=1)
+def retry_without_exc(self: RecordingTask) -> None:
+    """Fail with Celery's own exception."""
+    raise self.retry(countdown=0)
+
+
+@app.task(
+    bind=True,
+    base=RecordingTask,
+    name="tasks.autoretry_and_fail",
+    autoretry_for=(OSError,),
+    retry_kwargs={"max_retries": 1, "countdown": 0},
+)
+def autoretry_and_fail(self: RecordingTask) -> None:  # noqa: ARG001
+    raise ConnectionError("always")
+
+
+@app.task(bind=True, base=RecordingTask, name="tasks.fail_after_retries", max_retries=None)
+def fail_after_retries(self: RecordingTask, retries: int) -> None:
+    """Fail with another exception after this many retries, of any number."""
+    if self.request.retries < retries:
+        raise self.retry(countdown=0, exc=OSError("not yet"))
+    raise ValueError("it does not help")
 
 
 @app.task(

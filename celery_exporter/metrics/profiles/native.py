@@ -47,7 +47,24 @@ def _task_rows(options: MetricOptions) -> list[MetricFamily]:
     return [
         _transitions(options),
         _failures(options),
+        _task_sum(
+            options,
+            "retries_exceeded",
+            "Failed tasks whose retries were exceeded: Task.retry (also of autoretry_for) found max_retries "
+            "reached.",
+            attrgetter("retries_exceeded"),
+            absent="No event has named the task yet.",
+            example="sum by (task_name) (increase(celery_task_retries_exceeded_total[1h])) > 0",
+        ),
         runtime(options),
+        _task_sum(
+            options,
+            "execution_seconds",
+            "Seconds for which executions that ended kept a slot of a worker busy, however they ended.",
+            attrgetter("execution_seconds"),
+            absent="No event has named the task yet.",
+            example="topk(10, sum by (task_name) (rate(celery_task_execution_seconds_total[1h])))",
+        ),
         _wait(
             options,
             "queue",
@@ -70,7 +87,14 @@ def _task_rows(options: MetricOptions) -> list[MetricFamily]:
         _in_flight(options),
         _OLDEST,
         _LAST,
-        _redeliveries(options),
+        _task_sum(
+            options,
+            "redeliveries",
+            "Tasks received again in the same attempt (worker lost, requeued, visibility timeout passed).",
+            attrgetter("redeliveries"),
+            absent="No event has named the task yet.",
+            example="sum by (task_name) (increase(celery_task_redeliveries_total[1h])) > 0",
+        ),
         _MEASUREMENT,
     ]
 
@@ -249,21 +273,29 @@ _MEASUREMENT = MetricFamily(
 )
 
 
-def _redeliveries(options: MetricOptions) -> MetricFamily:
+def _task_sum(  # noqa: PLR0913  a row has as many columns
+    options: MetricOptions,
+    name: str,
+    help_: str,
+    value: Callable[[Aggregate], float],
+    *,
+    absent: str = "",
+    example: str = "",
+) -> MetricFamily:
+    """Return a counter row with one sample for each label set."""
     task = task_labels(options)
     values = values_of(task)
     return MetricFamily(
-        "celery_task_redeliveries_total",
+        f"celery_task_{name}_total",
         "counter",
-        "Tasks received again in the same attempt (worker lost, requeued, visibility timeout passed).",
+        help_,
         task,
         lambda snapshot: (
-            (values(label_set), aggregate.redeliveries)
-            for label_set, aggregate in snapshot.aggregates.items()
+            (values(label_set), value(aggregate)) for label_set, aggregate in snapshot.aggregates.items()
         ),
         merge=add if options.needs_merge else None,
-        absent="No event has named the task yet.",
-        example="sum by (task_name) (increase(celery_task_redeliveries_total[1h])) > 0",
+        absent=absent,
+        example=example,
     )
 
 

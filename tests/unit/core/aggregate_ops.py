@@ -24,6 +24,10 @@ def count_failure(label_set: LabelSet, exception: str, uuid: str = "u1") -> Oper
     return methodcaller("count_failure", Failure(1.0, label_set, "w@h", exception, uuid))
 
 
+def exceed_retries(label_set: LabelSet) -> Operation:
+    return methodcaller("count_failure", Failure(1.0, label_set, "w@h", "Error0", "u1", True))
+
+
 def apply_all(aggregates: Aggregates, operations: Iterable[Operation]) -> None:
     for operation in operations:
         operation(aggregates)

@@ -22,6 +22,7 @@ from .aggregate_ops import (
     count_redelivery,
     count_sender,
     count_transition,
+    exceed_retries,
     merge,
     observe_prefetch_wait,
     observe_queue_wait,
@@ -184,12 +185,15 @@ def test_merging_moves_every_sum_and_frees_series():
         observe_prefetch_wait(A, 4.0),
         count_redelivery(A),
         *failures(A, 2),
+        exceed_retries(A),
     ]
     aggregates = aggregates_after(
         *operations,
         *failures(B, 1),
         count_transition(B, State.FAILURE, 6.0),
         count_redelivery(B),
+        observe_runtime(B, State.RETRY, 2.0),
+        exceed_retries(B),
         max_series=3,
     )
     before = aggregates.snapshot()[A]
@@ -198,13 +202,14 @@ def test_merging_moves_every_sum_and_frees_series():
     assert A not in aggregates.snapshot()
     assert aggregate.transitions[State.FAILURE] == 2
     assert aggregate.last == {State.FAILURE: 6.0}
-    assert (aggregate.runtime, aggregate.queue_wait, aggregate.prefetch_wait) == (
-        before.runtime,
+    assert (aggregate.execution_seconds, aggregate.retries_exceeded) == (3.5, 2)
+    assert (aggregate.runtime[State.FAILURE], aggregate.queue_wait, aggregate.prefetch_wait) == (
+        before.runtime[State.FAILURE],
         before.queue_wait,
         before.prefetch_wait,
     )
     assert aggregate.redeliveries == 2
-    assert aggregate.exceptions == {"Error0": 2, "Error1": 1}
+    assert aggregate.exceptions == {"Error0": 4, "Error1": 1}
     apply_all(aggregates, failures(B, 1, first=5))  # the limit is 3
     assert aggregate.exceptions | {"Error5": 1} == aggregates.snapshot()[B].exceptions
     assert aggregates.overflowed == 0

@@ -7,7 +7,12 @@ import time
 import pytest
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.task_exceptions import exception_class, unregistered_name, unwrap
+from celery_exporter.core.task_exceptions import (
+    RETRIES_EXCEEDED,
+    exception_class,
+    read_traceback,
+    unregistered_name,
+)
 
 from .cluster_driver import (
     ClusterDriver,
@@ -63,7 +68,7 @@ def test_a_traceback_of_ten_megabytes_is_read_in_milliseconds(line):
     text = head + f"{line}\n" * (10**7 // (len(line) + 1))
     event = Event("task-failed", 1.5, "h", exception="ExceptionWithTraceback()", traceback=text)
     begin = time.thread_time()
-    unwrap(event)
+    read_traceback(event)
     assert time.thread_time() - begin < 0.05
     assert (event.exception, event.traceback) == (None, None)
 
@@ -116,3 +121,41 @@ def test_tracebacks_are_not_kept():
     driver.apply(failed(traceback="x" * 100_000), lost)
     deferred = driver.cluster.tasks.deferred.values()
     assert [event.traceback for events in deferred for event in events] == [None, None]
+
+
+FRAME = '  File "/x/celery/app/task.py", line 942, in retry\n    '
+EXCEEDED = FRAME + "raise_with_context(exc)\n    ~~~^^^\n"
+
+
+@pytest.mark.parametrize(
+    ("frames", "exceeded"),
+    [
+        (EXCEEDED, True),
+        (EXCEEDED.replace("/", "\\"), True),
+        (FRAME + "raise self.MaxRetriesExceededError(\n", True),
+        (f'  File "a.py", line 1, in f\n    g()\n{EXCEEDED}  File "b.py", line 2, in g\n    h()\n', True),
+        (FRAME + "raise_with_context(exc or Retry('Task can be retried', None))\n", False),
+        (FRAME + "raise ret\n", False),
+        (FRAME + "raise Reject(exc, requeue=False)\n", False),
+        (EXCEEDED.replace("celery", "shop"), False),
+        (EXCEEDED.replace("in retry", "in run"), False),
+        ("", False),
+    ],
+)
+@pytest.mark.parametrize("wait", [0, 3])
+def test_exceeded_retries_are_read_from_the_traceback(frames, exceeded, wait):
+    driver = ClusterDriver()
+    traceback = f"{HEAD}{frames}ConnectionError: no\n"
+    event = failed(exception="ConnectionError('no')", name="add", queue="q", traceback=traceback)
+    driver.apply(*([] if wait else [sent()]), event)
+    driver.wait(wait)
+    assert driver.aggregate().retries_exceeded == exceeded
+    assert driver.aggregate().exceptions == {"ConnectionError": 1}
+
+
+def test_exceeded_retries_are_read_once():
+    """A recording has what was left of the traceback."""
+    event = Event("task-failed", 1.5, "h", exception="E()", traceback=HEAD + EXCEEDED)
+    for _ in range(2):
+        read_traceback(event)
+        assert event.traceback == RETRIES_EXCEEDED

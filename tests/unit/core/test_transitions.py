@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.transitions import MAX_DELIVERIES
 from celery_exporter.core.types import State
@@ -32,6 +33,47 @@ def driver_after(*events: dict, **options) -> ClusterDriver:
 
 def runtimes(driver: ClusterDriver, **label_set: str) -> dict[str, float]:
     return {state.name: histogram.total for state, histogram in driver.aggregate(**label_set).runtime.items()}
+
+
+# -- execution seconds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "seconds"),
+    [
+        (succeeded(at=5, runtime=2.5), 2.5),
+        (succeeded(at=5, runtime=None), 3.0),  # its process was lost after it
+        (failed(at=5), 3.0),
+        (retried(at=5), 3.0),
+        (rejected(at=5), 3.0),
+        (rejected(at=5, requeue=True), 3.0),
+        (task_event("revoked", at=5, terminated=True), 3.0),
+        (task_event("cancelled", at=5), 3.0),
+        (failed(at=1), 0.0),  # its clock was set back
+    ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("copies", [1, 2], ids=["usual", "received twice"])
+def test_every_end_adds_the_seconds_of_its_execution(end, seconds, copies):
+    driver = driver_after(sent(), *copies * [received(at=1)], started(at=2), end)
+    assert driver.aggregate().execution_seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("end", [succeeded, failed, retried, rejected])
+def test_an_end_without_a_start_adds_no_seconds(end):
+    driver = driver_after(sent(), received(at=1), end(at=5, **({"runtime": None} if end is succeeded else {})))
+    assert driver.aggregate().execution_seconds == 0
+
+
+def test_a_rejection_after_a_failure_adds_no_seconds_again():
+    driver = driver_after(sent(), received(at=1), started(at=2), failed(at=5), rejected(at=5.5))
+    assert driver.aggregate().execution_seconds == 3.0
+
+
+def test_execution_seconds_are_those_of_all_tasks_with_sampled_histograms():
+    aggregates = Aggregates((1.0,), (1.0,), histogram_sample_rate=0.0)
+    driver = driver_after(sent(), received(at=1), started(at=2), failed(at=5), aggregates=aggregates)
+    assert driver.aggregate().execution_seconds == 3.0
 
 
 # -- label sets -----------------------------------------------------------------------------------------
