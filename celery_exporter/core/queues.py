@@ -52,6 +52,7 @@ class Queue(Struct, array_like=True, gc=False):
     used: float  # listening time at which an event or a worker named it last
     declared: bool = False  # the broker had it at the last query
     auto_delete: bool = False  # by the reply of a worker that consumed it
+    prioritized: bool = False  # messages with a priority waited in it
 
 
 class QueueTable:
@@ -93,6 +94,11 @@ class QueueTable:
         """Return whether it is a fault if messages wait in this queue and it has no consumer."""
         queue = self._queues.get(name)
         return not (queue and queue.auto_delete) and not _NEEDS_NO_CONSUMER.fullmatch(name)
+
+    def is_prioritized(self, name: str) -> bool:
+        """Return whether messages with a priority waited in this queue since its name is in use."""
+        queue = self._queues.get(name)
+        return queue is not None and queue.prioritized
 
     # -- changes ---------------------------------------------------------------------------------------
 
@@ -137,6 +143,12 @@ class QueueTable:
             if queue is not None and answer is not Absence.UNREADABLE and queue.declared != declared:
                 queue.declared = declared
                 self._put(queue)
+
+    def prioritize(self, names: Iterable[str]) -> None:
+        """Record that messages with a priority wait in these queues."""
+        for name in names:
+            if name in self._queues:
+                self._queues[name].prioritized = True
 
     def is_expiry_due(self, at: float) -> bool:
         """Return whether it is time for `expire`."""

@@ -73,6 +73,7 @@ class QueueView(Struct, frozen=True):
     worker_processes: int | None
     oldest: float | None
     workers: int | None
+    by_priority: Mapping[int, int] = {}  # length of each step; empty if no other step than 0 was ever in use
 
 
 class JobView(Struct, frozen=True):
@@ -124,6 +125,12 @@ class QueueStats(Struct, frozen=True):
     length: int
     consumers: int | None = None
     oldest_ids: tuple[str, ...] = ()  # uuids of the tasks at the head, one for each priority
+    by_priority: Mapping[int, int] = {}  # length of each step
+
+    @property
+    def has_priorities(self) -> bool:
+        """Return whether messages wait in another step than 0, that of messages without a priority."""
+        return any(length and step for step, length in self.by_priority.items())
 
 
 class OutageView(Struct, frozen=True):
@@ -317,7 +324,20 @@ def _queue_view(
         _processes(workers.values()) if workers is not None else None,
         min((at for at in waiting_since if at is not None), default=None),
         None if workers is None else len(workers),
+        _by_priority(names, queue_stats, cluster),
     )
+
+
+def _by_priority(
+    names: Iterable[str], queue_stats: Iterable[QueueStats], cluster: Cluster
+) -> Mapping[int, int]:
+    """Return the length of each step, so that these add up to the length; empty if only step 0 was used."""
+    lengths: dict[int, int] = {}
+    if any(map(cluster.queues.is_prioritized, names)):
+        for stats in queue_stats:
+            for step, length in stats.by_priority.items():
+                lengths[step] = lengths.get(step, 0) + length
+    return lengths
 
 
 def _consumers(

@@ -70,6 +70,9 @@ class QueuePoller:
         cluster = self._state.cluster
         self._schedule.record(answers, self._polled, self._interval)
         cluster.queues.declare(answers)
+        cluster.queues.prioritize(
+            name for name, stats in answers.items() if isinstance(stats, QueueStats) and stats.has_priorities
+        )
         lengths = {
             name: 0 if answer is Absence.MISSING else answer.length
             for name, answer in answers.items()

@@ -24,11 +24,21 @@ def lengths(app):
     return app.samples().by("celery_queue_length", "queue_name")
 
 
+def lengths_by_priority(app):
+    return app.samples().by("celery_queue_priority_length", "queue_name", "priority")
+
+
 def test_a_redis_queue_length_is_the_sum_over_priorities(running, tmp_path, redis_broker):
     """kombu has one list for each priority step on Redis."""
     publish(redis_broker.url, kombu.Queue("jobs"), [0, 0, 0, 3, 3, 6, 9, 9])
     app = running(Exporter(tmp_path / "exporter", redis_broker.url, "-Q", "jobs")).connected()
     until_equal(lambda: lengths(app), {("jobs",): 8})
+    assert lengths_by_priority(app) == {
+        ("jobs", "0"): 3,
+        ("jobs", "3"): 2,
+        ("jobs", "6"): 1,
+        ("jobs", "9"): 2,
+    }
 
 
 def test_redis_queue_lengths_follow_transport_options(running, tmp_path, redis_broker):
@@ -47,6 +57,23 @@ def test_redis_queue_lengths_follow_transport_options(running, tmp_path, redis_b
         )
     ).connected()
     until_equal(lambda: lengths(app), {("jobs",): 5})
+    by_priority = {priority: length for (_, priority), length in lengths_by_priority(app).items()}
+    assert by_priority == {str(step): [0, 1, 1, 5, 9].count(step) for step in steps}
+
+
+def test_priorities_have_series_from_the_first_message_with_one(running, tmp_path, redis_broker):
+    """A queue without priorities has one length."""
+    publish(redis_broker.url, kombu.Queue("plain"), [None, 0])
+    publish(redis_broker.url, kombu.Queue("jobs"), [None])
+    app = running(Exporter(tmp_path / "exporter", redis_broker.url, "-Q", "plain,jobs")).connected()
+    until_equal(lambda: lengths(app), {("plain",): 2, ("jobs",): 1})
+    assert lengths_by_priority(app) == {}
+    publish(redis_broker.url, kombu.Queue("jobs"), [9])
+    expected = {("jobs", "0"): 1, ("jobs", "3"): 0, ("jobs", "6"): 0, ("jobs", "9"): 1}
+    until_equal(lambda: lengths_by_priority(app), expected)
+    with kombu.Connection(redis_broker.url) as connection:
+        kombu.Queue("jobs")(connection.default_channel).purge()
+    until_equal(lambda: lengths_by_priority(app), dict.fromkeys(expected, 0))
 
 
 def test_redis_unacked_messages_are_not_in_the_queue_length(running, tmp_path, redis_broker):
@@ -139,8 +166,8 @@ def test_a_requested_queue_has_length_0_before_it_is_declared(running, exporter,
     """Autoscalers that scale from zero need the 0."""
     app = running(exporter("-Q", "jobs")).connected()
     until_equal(lambda: lengths(app), {("jobs",): 0})
-    if broker.kind == "rabbitmq":  # on Redis the number is unknown until --worker-timeout
-        assert app.value("celery_queue_consumers", queue_name="jobs") == 0
+    # On Redis the number is unknown until workers have had the time for some heartbeats.
+    until_equal(lambda: app.value("celery_queue_consumers", queue_name="jobs"), 0, 30)
     publish(broker.url, kombu.Queue("jobs"), [None])
     until_equal(lambda: lengths(app), {("jobs",): 1})
 

@@ -78,7 +78,9 @@ class RedisQueueReader:
             if not all(isinstance(length, int) for length in lengths):
                 stats[queue] = Absence.UNREADABLE
             elif any(lengths) or is_bound or queue in expected:
-                stats[queue] = QueueStats(sum(lengths), None, tuple(filter(None, map(_task_id, heads))))
+                oldest_ids = tuple(filter(None, map(_task_id, heads)))
+                by_priority = dict(zip(self._channel.priority_steps, lengths, strict=True))
+                stats[queue] = QueueStats(sum(lengths), None, oldest_ids, by_priority)
             else:
                 stats[queue] = Absence.MISSING
         return stats

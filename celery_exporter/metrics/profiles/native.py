@@ -516,6 +516,21 @@ QUEUE_LENGTH = _queue(
 )
 _QUEUE_ROWS = [
     QUEUE_LENGTH,
+    MetricFamily(
+        "celery_queue_priority_length",
+        "gauge",
+        "Messages waiting in the queue by priority step of Redis; workers take those of step 0 first.",
+        ("queue_name", "priority"),
+        lambda snapshot: (
+            ((queue.name, str(step)), length)
+            for queue in snapshot.queues
+            for step, length in queue.by_priority.items()
+        ),
+        absent="No message with a priority has waited in the queue while it was read; or the broker is not "
+        "Redis (RabbitMQ reports one length for all priorities). After that every step of priority_steps has "
+        "a series.",
+        example='sum by (queue_name) (celery_queue_priority_length{priority!="0"})',
+    ),
     _queue(
         "consumers",
         "Consumers of the queue.",

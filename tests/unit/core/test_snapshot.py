@@ -178,6 +178,23 @@ def test_queues_with_one_label_are_added_up_and_a_worker_of_several_counts_once(
     ]
 
 
+def test_the_lengths_of_a_priority_add_up_over_queues_with_one_label():
+    stats = {
+        "customer-1": QueueStats(3, by_priority={0: 1, 9: 2}),
+        "customer-2": QueueStats(4, by_priority={0: 4, 9: 0}),
+    }
+    driver = ClusterDriver(show_queue=lambda _: "customer-*")
+    driver.cluster.queues.request(stats)
+    assert [queue.by_priority for queue in driver.shown(queue_stats=stats).queues] == [{}]
+    driver.cluster.queues.prioritize(["customer-1", "unknown"])
+    assert [queue.by_priority for queue in driver.shown(queue_stats=stats).queues] == [{0: 5, 9: 2}]
+
+
+@pytest.mark.parametrize(("lengths", "expected"), [({0: 5, 9: 0}, False), ({0: 0, 9: 1}, True), ({}, False)])
+def test_a_queue_has_priorities_if_messages_wait_in_another_step_than_0(lengths, expected):
+    assert QueueStats(5, by_priority=lengths).has_priorities == expected
+
+
 @pytest.mark.parametrize(("waiting", "consumers"), [(4, 0), (0, 5)])
 def test_a_consumed_queue_does_not_hide_an_unconsumed_one_with_the_same_label(waiting, consumers):
     queue_stats = {"customer-1": QueueStats(3, 5), "customer-2": QueueStats(waiting, 0)}

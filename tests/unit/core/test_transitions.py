@@ -61,7 +61,9 @@ def test_every_end_adds_the_seconds_of_its_execution(end, seconds, copies):
 
 @pytest.mark.parametrize("end", [succeeded, failed, retried, rejected])
 def test_an_end_without_a_start_adds_no_seconds(end):
-    driver = driver_after(sent(), received(at=1), end(at=5, **({"runtime": None} if end is succeeded else {})))
+    driver = driver_after(
+        sent(), received(at=1), end(at=5, **({"runtime": None} if end is succeeded else {}))
+    )
     assert driver.aggregate().execution_seconds == 0
 
 
