@@ -7,6 +7,7 @@ Anybody may send a reply, so each is validated; an invalid one is ignored.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,9 +18,12 @@ import kombu
 import msgspec
 from msgspec import Meta, Struct
 
+from celery_exporter.broker.codecs import JSON, UndecodableError
 from celery_exporter.broker.mailbox import REPLY_TIMEOUT_SECONDS, ControlClient
+from celery_exporter.broker.message import Message, limited, object_of
 from celery_exporter.core.beats import MAX_BEATS
 from celery_exporter.core.routing import MAX_BINDINGS, Binding
+from celery_exporter.core.task_counts import TaskCounts
 from celery_exporter.core.workers import MAX_WORKERS, WorkerInfo
 
 #: Distinct names of registered tasks. The series of any further task start at its first event, not at 0.
@@ -57,6 +61,7 @@ class _Stats(Struct):
     pool: _Pool | None = None
     prefetch_count: _Count | None = None
     rusage: _Usage | None = None
+    uptime: Annotated[float, Meta(ge=0, lt=2**33)] | None = None  # seconds; since Celery 5.1
     autoscaler: Any = None
 
 
@@ -85,6 +90,10 @@ class _Task(Struct):
     @property
     def uuid(self) -> str:
         return self.id
+
+
+class _AnyTask(Struct, gc=False):
+    """A task of which nothing is kept."""
 
 
 class _Scheduled(Struct):
@@ -116,6 +125,9 @@ _HELD = (
     ("reserved", Annotated[list[_Task], _Many]),
     ("active", Annotated[list[_Task], _Many]),
 )
+#: Seconds by which a start that follows from an uptime may vary: the uptime is rounded to seconds, and is as
+#: old as the first of the replies when the last one arrives.
+MAX_UPTIME_ERROR_SECONDS = 5.0
 #: How long to wait for the reply of a beat where none is known.
 DISCOVERY_TIMEOUT_SECONDS = 0.25
 #: How the node names of beats begin, unless `celery beat --hostname` gives another one.
@@ -160,6 +172,7 @@ class WorkerInspector:
             stats = self._replies("stats", _Stats, MAX_WORKERS, only)
         if not stats:
             return {}
+        at = time.time()
         replies = Counter(name for name, _ in stats)
         only = None if only is None else list(replies)
         queues = _by_name(self._replies("active_queues", _Queues, len(stats), only))
@@ -168,7 +181,9 @@ class WorkerInspector:
         shared: dict[str, str] = {}  # most workers have the same tasks
         same: dict[tuple[Binding, ...], tuple[Binding, ...]] = {}  # and the same queues
         for name, reply in dict(stats).items():
+            info = before.get(name, WorkerInfo())
             changes = _from_stats(reply) | {"replies": replies[name]}
+            changes["started_at"] = _started_at(info.started_at, reply.uptime, at)
             if name in queues:
                 changes["queues"] = tuple(dict.fromkeys(queue.name for queue in queues[name]))
                 changes["auto_delete"] = tuple(queue.name for queue in queues[name] if queue.auto_delete)
@@ -183,7 +198,7 @@ class WorkerInspector:
                     for task in tasks
                     if task in shared or len(shared) < MAX_REGISTERED
                 )
-            workers[name] = msgspec.structs.replace(before.get(name, WorkerInfo()), **changes)
+            workers[name] = msgspec.structs.replace(info, **changes)
         return workers
 
     def ping_beats(self, *, is_any_known: bool) -> set[str]:
@@ -213,16 +228,33 @@ class WorkerInspector:
         """
         held: dict[str, set[str]] = {name: set() for name in workers}
         destinations = list(Counter(workers).elements())  # one per expected reply
-        counts = []
+        replied = []
         for command, shape in _HELD:
             replies = self._replies(command, shape, len(destinations), destinations)
-            counts.append(Counter(name for name, _ in replies))
+            replied.append(Counter(name for name, _ in replies))
             for name, tasks in replies:
                 if name in held:
                     held[name].update(task.uuid for task in tasks)
-        replied = {name: {count[name] for count in counts} for name in workers}
-        full = (name for name, times in replied.items() if len(times) == 1 and min(times) >= workers[name])
-        return {name: held[name] for name in full}
+        return {name: held[name] for name in _in_full(workers, replied)}
+
+    def count_tasks(self, workers: Mapping[str, int]) -> dict[str, TaskCounts]:
+        """Return how many tasks a worker has, for each of these workers that replied in full.
+
+        `workers`: see `held_tasks`. The tasks themselves are not kept.
+        """
+        counts: dict[str, Counter[str]] = {name: Counter() for name in workers}
+        destinations = list(Counter(workers).elements())
+        replied = []
+        for command, _ in _HELD:
+            replies = self._control.call(command, len(destinations), destinations, None, tasks_in_reply)
+            pairs = [pair for reply in replies for pair in reply.items() if pair[0] in counts]
+            replied.append(Counter(name for name, _ in pairs))
+            for name, count in pairs:
+                counts[name][command] += count
+        return {
+            name: TaskCounts(**{command: counts[name][command] for command, _ in _HELD})
+            for name in _in_full(workers, replied)
+        }
 
     def _replies(
         self,
@@ -233,6 +265,31 @@ class WorkerInspector:
         arguments: dict[str, Any] | None = None,
     ) -> list[tuple[str, Any]]:
         return list(_checked(self._control.call(command, limit, only, arguments), shape))
+
+
+def _in_full(workers: Mapping[str, int], replied: Sequence[Counter[str]]) -> list[str]:
+    """Return the workers of which as many processes replied to each command, and as many as expected."""
+    times = {name: {counts[name] for counts in replied} for name in workers}
+    return [name for name in workers if len(times[name]) == 1 and min(times[name]) >= workers[name]]
+
+
+def tasks_in_reply(message: Message, accept: Collection[str]) -> dict[str, int]:
+    """Return the number of tasks in a reply by node name: no node, if it is another reply.
+
+    A reply may have megabytes. In JSON, no object is made of what is in a task.
+    """
+    if message.content_type in (None, JSON) and JSON in accept:
+        try:
+            tasks_by_node = _decode_tasks(limited(message.body))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise UndecodableError(JSON) from error
+        return {name: len(tasks) for name, tasks in tasks_by_node.items()}
+    reply = object_of(message, accept)
+    nodes = reply.items() if isinstance(reply, dict) else ()
+    return {name: len(tasks) for name, tasks in nodes if isinstance(name, str) and isinstance(tasks, list)}
+
+
+_decode_tasks = msgspec.json.Decoder(dict[str, list[_AnyTask]]).decode
 
 
 def _by_name(replies: Iterable[tuple[str, list[_Queue]]]) -> dict[str, list[_Queue]]:
@@ -274,6 +331,14 @@ def _from_stats(stats: _Stats) -> dict[str, Any]:
         # ru_maxrss is in KiB on Linux, where workers run; on macOS it is in bytes (getrusage(2)).
         "max_resident_bytes": int(resident * 1024) if resident else None,
     }
+
+
+def _started_at(before: float | None, uptime: float | None, now: float) -> float | None:
+    """Return when a worker was started (epoch seconds); the same as before unless that differs clearly."""
+    if uptime is None:
+        return None
+    at = now - uptime
+    return at if before is None or abs(at - before) > MAX_UPTIME_ERROR_SECONDS else before
 
 
 def _pool_size(pool: _Pool) -> int | None:

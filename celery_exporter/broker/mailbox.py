@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +20,7 @@ from kombu.pidbox import Mailbox
 from celery_exporter.broker.blocked import raise_when_blocked
 from celery_exporter.broker.codecs import CONTENT_TYPES, UndecodableError, bound_kombu
 from celery_exporter.broker.connection import broker_errors
-from celery_exporter.broker.message import RefusedError, from_kombu, object_of
+from celery_exporter.broker.message import Message, RefusedError, from_kombu, object_of
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ MAX_REFUSED, MAX_TYPE_LENGTH = 5, 100
 MAX_EXCHANGES, MAX_NAME_LENGTH = 5, 240
 #: Keys of Redis that one search scans, and keys of one SCAN, which keeps Redis busy for a millisecond.
 MAX_KEYS, PAGE_KEYS = 200_000, 1_000
+#: Returns what is used of a reply; the collection has the content types that may be deserialized.
+ReadReply = Callable[[Message, Collection[str]], Any]
 #: Time between two searches: the first, doubled up to the longest.
 FIRST_SEARCH_WAIT_SECONDS, MAX_SEARCH_WAIT_SECONDS = 15.0, 3_600.0
 
@@ -61,13 +63,18 @@ class ControlClient:
         limit: int,
         only: Collection[str] | None = None,
         arguments: dict[str, Any] | None = None,
+        read: ReadReply = object_of,
     ) -> list[Any]:
-        """Return up to `limit` replies, of all workers or `only` of these. Raises BrokerError."""
+        """Return up to `limit` replies, of all workers or `only` of these. Raises BrokerError.
+
+        `read` is called for each reply when it arrives, so that no more than one of them is in memory.
+        """
         self.refused.clear()
         replies: list[Any] = []
         with broker_errors(self._connection):
             for mailbox in self._mailboxes:
                 if len(replies) < limit:
+                    mailbox.read = read
                     new = mailbox.ask(command, limit - len(replies), only, arguments)
                     mailbox.replies = len(new)
                     replies += new
@@ -82,6 +89,8 @@ class ControlClient:
         replied to the newest command, or all if there are none. Raises BrokerError.
         """
         in_use = [mailbox for mailbox in self._mailboxes if mailbox.replies] or self._mailboxes
+        for mailbox in in_use:
+            mailbox.read = object_of
         with broker_errors(self._connection):
             return [reply for mailbox in in_use for reply in mailbox.ping(pattern, limit, timeout)][:limit]
 
@@ -123,6 +132,7 @@ class _Mailbox(Mailbox):  # type: ignore[misc]
 
     replies = 0  # to the newest command
     refused: set[str]
+    read: ReadReply
 
     def get_reply_queue(self) -> kombu.Queue:
         """Return the reply queue: exclusive before kombu 5.7 too, because RabbitMQ 4.3 requires it."""
@@ -174,7 +184,7 @@ class _Mailbox(Mailbox):  # type: ignore[misc]
 
     def _read(self, message: Any, accepted: Collection[str]) -> list[Any]:
         try:
-            return [object_of(from_kombu(message), accepted)]
+            return [self.read(from_kombu(message), accepted)]
         except RefusedError as error:
             if len(self.refused) < MAX_REFUSED:
                 self.refused.add(_serializer(error.content_type))

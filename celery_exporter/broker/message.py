@@ -64,7 +64,7 @@ def object_of(message: Message, accept: Collection[str]) -> Any:
     if content_type != JSON:
         return load(message.body, content_type)
     try:
-        return msgspec.json.decode(_limited(message.body))
+        return msgspec.json.decode(limited(message.body))
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise UndecodableError(content_type) from error
 
@@ -86,7 +86,7 @@ def events_of(
     if content_type not in accept:
         return [Malformed("content_type")]
     try:
-        body = _limited(decompress(message.body, compression) if compression else message.body)
+        body = limited(decompress(message.body, compression) if compression else message.body)
         if content_type == JSON:
             return decode(body, schema)
         return from_objects(load(body, content_type), schema)
@@ -94,7 +94,8 @@ def events_of(
         return [Malformed("undecodable")]
 
 
-def _limited(body: bytes) -> bytes:
+def limited(body: bytes) -> bytes:
+    """Return a body; raise UndecodableError if it is too long."""
     if len(body) > MAX_BODY:
         raise UndecodableError(f"{len(body)} bytes")
     return body

@@ -16,6 +16,7 @@ from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.measurements import Pair, Summary
 from celery_exporter.core.reconcile import REASONS
+from celery_exporter.core.task_counts import TaskCounts
 from celery_exporter.core.task_names import ShownAs
 from celery_exporter.core.tasks import TasksInState
 from celery_exporter.core.types import EXCLUDED, LabelSet
@@ -50,6 +51,8 @@ class WorkerView(Struct, frozen=True):
     down_for: float | None = None  # listening seconds
     online: float | None = None  # timestamp, by its clock, of its newest worker-online
     queues: Sequence[str] | None = None  # that it consumes, by their shown names
+    started_at: float | None = None
+    task_counts: TaskCounts | None = None  # by its replies to inspection
 
 
 class BeatView(Struct, frozen=True):
@@ -178,6 +181,7 @@ class ExporterState(Struct, frozen=True):
     subscribed: float | None = None  # when it was opened last; None: never, or events do not get lost between
     active: bool | None = None  # whether the broker sends events to this replica; None: there is no other one
     event_queue: str = ""  # the durable queue, of which one replica is active; empty without one
+    task_counts: Mapping[str, TaskCounts] = {}  # by worker
     duplicates: int = 0  # messages of a durable queue that were dropped, since they had been received before
 
 
@@ -229,7 +233,12 @@ def take_snapshot(cluster: Cluster, exporter: ExporterState, *, prefetched: bool
         prefetched=cluster.prefetched() if prefetched else None,
         failures=list(reversed(aggregates.failures)),
         workers=[
-            worker_view(worker, exporter.listening, cluster.label_sets.show_queue)
+            worker_view(
+                worker,
+                exporter.listening,
+                cluster.label_sets.show_queue,
+                exporter.task_counts.get(worker.name),
+            )
             for worker in cluster.workers.values()
         ],
         beats=[BeatView(beat.name, beat.up, beat.last_reply) for beat in cluster.beats.by_name.values()],
@@ -363,7 +372,9 @@ def _sum_of_known(values: Iterable[int | None]) -> int | None:
     return sum(numbers) if numbers else None
 
 
-def worker_view(worker: Worker, listening: float, show_queue: ShownAs = str) -> WorkerView:
+def worker_view(
+    worker: Worker, listening: float, show_queue: ShownAs = str, task_counts: TaskCounts | None = None
+) -> WorkerView:
     """Return a worker as it is shown; `listening` is the current listening time."""
     info = worker.info
     return WorkerView(
@@ -390,4 +401,6 @@ def worker_view(worker: Worker, listening: float, show_queue: ShownAs = str) -> 
         down_for=None if worker.down_since is None else listening - worker.down_since,
         online=worker.online or None,
         queues=None if info.queues is None else sorted({*filter(None, map(show_queue, info.queues))}),
+        started_at=info.started_at if worker.up and not worker.is_shared else None,
+        task_counts=task_counts if worker.up else None,
     )

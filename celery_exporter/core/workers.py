@@ -56,6 +56,7 @@ class WorkerInfo(Struct, frozen=True, gc=False):
     max_resident_bytes: int | None = None
     auto_delete: tuple[str, ...] = ()  # those of its queues that the broker deletes without a consumer
     bindings: tuple[Binding, ...] = ()
+    started_at: float | None = None  # epoch seconds of our clock, by its uptime
     replies: int = 1  # processes that replied under this name
 
 
@@ -176,10 +177,10 @@ class Worker(Struct, gc=False):
 
     @property
     def current_info(self) -> WorkerInfo:
-        """Return the info, without the queues if an earlier process sent it."""
+        """Return the info, without the queues and the start if an earlier process sent it."""
         if self.is_info_current:
             return self.info
-        return msgspec.structs.replace(self.info, queues=None, bindings=())
+        return msgspec.structs.replace(self.info, queues=None, bindings=(), started_at=None)
 
     def on_task_event(self, event: Event) -> None:
         """Record a task event of this worker."""

@@ -317,6 +317,7 @@ class Monitor:
             history=self.history.view() if self.history is not None else None,
             outage=None if self.no_events else outage,
             active=subscription.active(),
+            task_counts=self.workers.task_counts(),
             duplicates=subscription.duplicates(),
             event_queue=durable_queue or "",
             subscribed=subscription.opened_at if durable_queue is None else None,

@@ -15,6 +15,7 @@ from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.queues import Absence, PollSchedule
 from celery_exporter.core.reconcile import measurement_of
 from celery_exporter.core.snapshot import QueueStats
+from celery_exporter.core.task_counts import TaskCounts, TaskCountSchedule
 from celery_exporter.core.workers import Worker, WorkerInfo
 from celery_exporter.monitor.cluster_state import ClusterState
 from celery_exporter.monitor.config import MonitorConfig
@@ -111,7 +112,7 @@ class QueuePoller:
 
 
 class WorkerPoller:
-    """Inspects workers: pools, queues, registered tasks and, on suspicion, the tasks that they hold.
+    """Inspects workers: pools, queues, registered tasks, how many tasks they hold and, on suspicion, which.
 
     `poll` and `close` are of one thread, the rest of any. `blocked_reason` returns why RabbitMQ blocks
     publishers; empty or None if it does not.
@@ -134,6 +135,7 @@ class WorkerPoller:
             WorkerInspector, control_exchange=broker.control_exchange, accept=broker.accept_content
         )
         self._inspector = CachedConnection(source, inspector)
+        self._task_counts = TaskCountSchedule()
         self._has_reply = False  # of any worker, ever
         self._inspected: float | None = None  # monotonic time of the last inspection of all workers
         self._without_reply, self._next = 0, 0.0  # inspections without a reply; monotonic time of the next
@@ -149,6 +151,8 @@ class WorkerPoller:
             starts = {worker.name: worker.starts for worker in workers}
             before = {worker.name: worker.current_info for worker in workers}
             only = self._select(begin)
+            if only is None:
+                self._task_counts.begin_round({worker.name: worker.starts for worker in workers if worker.up})
         if reason := self._blocked_reason():
             raise BlockedError(reason)
         if begin < self._next and only is None:
@@ -171,6 +175,7 @@ class WorkerPoller:
         if is_silent:
             raise BrokerError(NO_REPLY)
         self._compare_tasks()
+        self._count_tasks(infos)
 
     def _select(self, now: float) -> list[str] | None:
         """Return the workers to inspect now by name; None for all."""
@@ -205,6 +210,23 @@ class WorkerPoller:
         with self._inspector.use() as inspector:
             held = inspector.held_tasks(suspects)
         self._state.run(self._state.reconciler.compare(held, at, self._state.now()))
+
+    def _count_tasks(self, replying: Collection[str]) -> None:
+        """Inspect how many tasks some of the workers have that just replied."""
+        with self._state.lock:
+            picked = self._task_counts.pick(replying, time.monotonic())
+            workers, listening = self._state.cluster.workers, self._state.listening
+            processes = {name: workers[name].count_processes(listening) for name in picked if name in workers}
+        if not processes:
+            return
+        with self._inspector.use() as inspector:
+            counts = inspector.count_tasks(processes)
+        with self._state.lock:
+            self._task_counts.record(picked, counts, time.monotonic(), self._interval)
+
+    def task_counts(self) -> dict[str, TaskCounts]:
+        """Return how many tasks each worker has, as far as is known. Under the lock."""
+        return self._task_counts.values(time.monotonic())
 
     def is_due(self) -> bool:
         """Return whether workers started recently and were not inspected: tasks may wait for their reply."""

@@ -1,5 +1,7 @@
 """Worker metrics: pools, several workers on one host, shutdown, failure and restart."""
 
+import time
+
 import celery
 from harness.broker_marks import on_redis
 from harness.waiting import eventually, stays, until_equal
@@ -102,3 +104,37 @@ def test_a_restart_of_a_worker_is_counted(running, exporter, worker, client):
     until_equal(lambda: app.value("celery_worker_processed_tasks_total", worker="w@box"), 2, 15)
     assert app.value("celery_worker_restarts_total", worker="w@box") == 1
     assert app.value("celery_worker_up", worker="w@box") == 1
+
+
+def test_tasks_are_counted_as_celery_inspect_shows_them(running, exporter, worker, client, outcomes):
+    """Two of four that are due run; three wait for their eta. The last counts are zeros."""
+    app = running(exporter("--update-interval", "0.5")).connected()
+    running(worker("held@box", concurrency=2))
+    client.send_task("tasks.succeed", countdown=30)
+    for _ in range(2):
+        client.send_task("tasks.succeed", countdown=5)
+    for _ in range(4):
+        client.send_task("tasks.hold", ["gate"])
+    until_equal(lambda: inspected(app), {"scheduled": 3, "reserved": 2, "active": 2})
+    outcomes.open_gate("gate")
+    until_equal(lambda: inspected(app), {"scheduled": 1, "reserved": 0, "active": 0}, 30)
+
+
+def inspected(app):
+    counts = app.samples().by("celery_worker_inspected_tasks", "command", worker="held@box")
+    return {command: count for (command,), count in counts.items()}
+
+
+def test_the_start_of_a_worker_is_that_of_its_newest_process(running, exporter, worker):
+    """It does not change from one inspection to the next, and is absent while the worker is down."""
+    app = running(exporter("--update-interval", "0.5")).connected()
+    begin = time.time()
+    first = running(worker("w@box", pool="solo"))
+    eventually(lambda: app.value("celery_worker_start_timestamp_seconds", worker="w@box"))
+    ready = time.time()
+    at = app.value("celery_worker_start_timestamp_seconds", worker="w@box")
+    assert begin - 2 < at < ready + 2
+    first.stop()
+    until_equal(lambda: app.value("celery_worker_start_timestamp_seconds", worker="w@box"), None)
+    running(worker("w@box", pool="solo"))
+    eventually(lambda: (app.value("celery_worker_start_timestamp_seconds", worker="w@box") or 0) > ready, 20)

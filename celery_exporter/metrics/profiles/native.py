@@ -18,6 +18,7 @@ from celery_exporter.core.snapshot import (
     Snapshot,
     WorkerView,
 )
+from celery_exporter.core.task_counts import TaskCounts
 from celery_exporter.core.types import LabelSet, State
 from celery_exporter.metrics.model import TASK_LABELS, MetricFamily, MetricOptions, Profile, add, of_each
 
@@ -364,6 +365,22 @@ _WORKER_ROWS = [
         absent="The worker is down, or its heartbeats do not include it.",
         example="sum(celery_worker_active_tasks) / sum(celery_worker_pool_max or celery_worker_pool_size)",
     ),
+    MetricFamily(
+        "celery_worker_inspected_tasks",
+        "gauge",
+        "Tasks of the worker by its replies to celery inspect: scheduled (eta not reached), reserved (neither"
+        " scheduled nor active) or active.",
+        ("worker", "command"),
+        lambda snapshot: (
+            ((worker.name, command), getattr(worker.task_counts, command))
+            for worker in snapshot.workers
+            if worker.task_counts is not None
+            for command in TaskCounts.__struct_fields__
+        ),
+        absent="The worker is down, or has not replied in the last three rounds (a busy solo worker cannot). "
+        "Or its reply has more than 32 MiB.",
+        example='sum by (worker) (celery_worker_inspected_tasks{command="scheduled"})',
+    ),
     _worker(
         "pool_size",
         "gauge",
@@ -426,6 +443,15 @@ _WORKER_ROWS = [
         attrgetter("heartbeat"),
         absent="No heartbeat of the worker was received (--without-heartbeat).",
         example="time() - celery_worker_last_heartbeat_timestamp_seconds",
+    ),
+    _worker(
+        "start_timestamp_seconds",
+        "gauge",
+        "Time at which the worker was started, by its uptime and the exporter's clock.",
+        attrgetter("started_at"),
+        absent="The worker is down, has not replied to inspection, is older than Celery 5.1, or several "
+        "processes use its name.",
+        example="time() - celery_worker_start_timestamp_seconds > 7 * 86400",
     ),
     _worker(
         "clock_skew_seconds",

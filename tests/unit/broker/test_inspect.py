@@ -9,9 +9,17 @@ import msgspec
 import pytest
 
 from celery_exporter.broker import inspect as inspect_module
-from celery_exporter.broker.codecs import CONTENT_TYPES, UndecodableError
-from celery_exporter.broker.inspect import WorkerInspector, _checked, _from_stats, _Stats
+from celery_exporter.broker.codecs import CONTENT_TYPES, JSON, UndecodableError
+from celery_exporter.broker.inspect import (
+    WorkerInspector,
+    _checked,
+    _from_stats,
+    _started_at,
+    _Stats,
+    tasks_in_reply,
+)
 from celery_exporter.broker.message import Message, RefusedError, object_of
+from celery_exporter.core.task_counts import TaskCounts
 
 #: The reply of a worker of Celery 5.2.7 to `inspect stats`, as far as it is used.
 SOLO_52 = {
@@ -127,3 +135,80 @@ def test_tasks_of_a_worker_with_a_missing_answer_are_unknown(silent_at, monkeypa
 
     assert held_tasks(monkeypatch, {"w@h": 2, "v@h": 1}, reply) == {"v@h": set()}
     assert held_tasks(monkeypatch, {"w@h": 1, "v@h": 2}, reply) == {}, "more processes than were known"
+
+
+# -- counts of tasks -------------------------------------------------------------------------------------
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, workers: dict[str, int], replies: dict[str, list[dict]]) -> dict:
+    class Control:
+        def call(self, command: str, limit: int, only: list[str], _: None, read: Callable) -> list[dict]:
+            assert limit == len(only) == sum(workers.values())
+            return [read(Message(msgspec.json.encode(reply)), {JSON}) for reply in replies[command]]
+
+    monkeypatch.setattr(inspect_module, "ControlClient", lambda *_: Control())
+    return WorkerInspector(kombu.Connection("memory://")).count_tasks(workers)
+
+
+def test_tasks_are_counted_by_command_and_processes_that_share_a_name_add_up(monkeypatch):
+    replies = {
+        "scheduled": [{"w@h": [{"request": {"id": "a"}}]}, {"w@h": []}, {"other@h": [{}]}],
+        "reserved": [{"w@h": [{"id": "b"}, {"id": "c"}]}, {"w@h": [{"id": "d"}]}],
+        "active": [{"w@h": []}, {"w@h": []}],
+    }
+    assert counted(monkeypatch, {"w@h": 2}, replies) == {"w@h": TaskCounts(1, 3, 0)}
+    replies["active"].pop()
+    assert counted(monkeypatch, {"w@h": 2}, replies) == {}, "a reply is missing"
+
+
+@pytest.mark.parametrize(
+    ("reply", "counts"),
+    [
+        ({"w@h": [{"id": "a", "args": [{"b": 1}, "\u00e4"]}, {}]}, {"w@h": 2}),
+        ({"w@h": []}, {"w@h": 0}),
+        ({}, {}),
+    ],
+)
+@pytest.mark.parametrize("serializer", ["json", "msgpack"])
+def test_tasks_in_a_reply_are_counted(reply, counts, serializer):
+    encode = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}[serializer]
+    content_type = CONTENT_TYPES[serializer]
+    assert tasks_in_reply(Message(encode(reply), content_type), {content_type}) == counts
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"1", b'{"w@h": {"error": "x"}}', b'{"w@h": [1]}', b'{"w@h":' + b"[" * 10**5, b"\xff"],
+)
+def test_another_reply_has_no_tasks(body):
+    with pytest.raises(UndecodableError):
+        tasks_in_reply(Message(body), {JSON})
+
+
+@pytest.mark.parametrize("reply", [[], {"w@h": 1}, {1: []}])
+def test_another_reply_in_another_serializer_has_no_tasks(reply):
+    content_type = CONTENT_TYPES["msgpack"]
+    assert tasks_in_reply(Message(msgspec.msgpack.encode(reply), content_type), {content_type}) == {}
+
+
+def test_a_serializer_that_is_not_accepted_is_not_counted():
+    for content_type in (JSON, CONTENT_TYPES["pickle"]):
+        with pytest.raises(RefusedError):
+            tasks_in_reply(Message(b"{}", content_type), {CONTENT_TYPES["msgpack"]})
+
+
+# -- the start of a worker -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "uptime", "expected"),
+    [
+        (None, 10.0, 90.0),
+        (90.0, 10.0, 90.0),
+        (86.0, 10.0, 86.0),  # the reply took time
+        (80.0, 10.0, 90.0),  # it was restarted
+        (90.0, None, None),  # by an older version
+    ],
+)
+def test_the_start_of_a_worker_follows_from_its_uptime(before, uptime, expected):
+    assert _started_at(before, uptime, 100.0) == expected
