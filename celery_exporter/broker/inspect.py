@@ -281,6 +281,8 @@ def tasks_in_reply(message: Message, accept: Collection[str]) -> dict[str, int]:
     if message.content_type in (None, JSON) and JSON in accept:
         try:
             tasks_by_node = _decode_tasks(limited(message.body))
+        except msgspec.ValidationError:  # such as {"w@h": {"error": …}}
+            return {}
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise UndecodableError(JSON) from error
         return {name: len(tasks) for name, tasks in tasks_by_node.items()}

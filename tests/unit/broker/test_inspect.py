@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from celery_exporter.broker import inspect as inspect_module
-from celery_exporter.broker.codecs import CONTENT_TYPES, JSON, UndecodableError
+from celery_exporter.broker.codecs import CONTENT_TYPES, JSON, MAX_BODY, UndecodableError
 from celery_exporter.broker.inspect import (
     WorkerInspector,
     _checked,
@@ -176,13 +176,16 @@ def test_tasks_in_a_reply_are_counted(reply, counts, serializer):
     assert tasks_in_reply(Message(encode(reply), content_type), {content_type}) == counts
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"[]", b"1", b'{"w@h": {"error": "x"}}', b'{"w@h": [1]}', b'{"w@h":' + b"[" * 10**5, b"\xff"],
-)
-def test_another_reply_has_no_tasks(body):
+@pytest.mark.parametrize("body", [b"", b"{", b'{"w@h":' + b"[" * 10**5, b"\xff", b" " * (MAX_BODY + 1)])
+def test_a_reply_that_cannot_be_read_is_refused(body):
     with pytest.raises(UndecodableError):
         tasks_in_reply(Message(body), {JSON})
+
+
+@pytest.mark.parametrize("reply", [[], 1, {"w@h": {"error": "x"}}, {"w@h": [1]}])
+def test_another_reply_has_no_tasks(reply):
+    """It is a reply all the same: nobody waits for another one."""
+    assert tasks_in_reply(Message(msgspec.json.encode(reply)), {JSON}) == {}
 
 
 @pytest.mark.parametrize("reply", [[], {"w@h": 1}, {1: []}])
