@@ -137,6 +137,21 @@ BOARD = Board(
                 PLAIN,
                 "Messages waiting in each queue, with all priorities. A queue of unknown length has no line.",
                 {"{{queue_name}}": q.total("celery_queue_length", "queue_name")},
+                width=8,
+            ),
+            lines(
+                "Queue length by priority",
+                PLAIN,
+                "Messages waiting in each priority step, of queues with priorities. On Redis only. Messages "
+                "of step 0 are taken first.",
+                {
+                    "{{queue_name}} {{priority}}": q.total(
+                        "celery_queue_priority_length", "queue_name", "priority"
+                    )
+                },
+                stacked=True,
+                width=8,
+                no_value="no priorities in use",
             ),
             lines(
                 "Age of the oldest message",
@@ -144,6 +159,7 @@ BOARD = Board(
                 "Time since the message at the head of each queue was sent; 0 if the queue is empty. "
                 "The age is known on Redis only.",
                 {"{{queue_name}}": q.OLDEST_MESSAGE},
+                width=8,
             ),
             table(
                 "Queues",

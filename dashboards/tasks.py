@@ -122,6 +122,14 @@ BOARD = Board(
                         q.rate('celery_tasks_total{state=~"SUCCESS|FAILURE"}', "task_name"),
                     )
                 },
+                width=8,
+            ),
+            lines(
+                "Retries exceeded",
+                RATE,
+                "Tasks per second that failed because all of their retries failed (max_retries).",
+                {"{{task_name}}": q.rate("celery_task_retries_exceeded_total", "task_name")},
+                width=8,
             ),
             lines(
                 "Redeliveries",
@@ -130,6 +138,7 @@ BOARD = Board(
                 "they were requeued, or the visibility timeout of the broker is shorter than their run "
                 "time.",
                 {"{{task_name}}": q.rate("celery_task_redeliveries_total", "task_name")},
+                width=8,
             ),
         ],
         "Run time": [
@@ -145,6 +154,15 @@ BOARD = Board(
                 "Run time, distribution",
                 "Executions by run time.",
                 "celery_task_runtime_seconds",
+            ),
+            lines(
+                "Busy slots",
+                PLAIN,
+                "Seconds of execution per second, by task: as many slots of workers does the task keep busy. "
+                "An execution counts when it ends.",
+                {"{{task_name}}": q.rate("celery_task_execution_seconds_total", "task_name")},
+                stacked=True,
+                width=24,
             ),
         ],
         "Waiting": [

@@ -75,8 +75,9 @@ BOARD = Board(
         "Workers": [
             table(
                 "Workers",
-                "Values that workers report. Active, pool size and memory are empty for a worker that is "
-                "down, and prefetch without a limit. Restarts are those in the time range of the dashboard.",
+                "Values that workers report. Active, pool size, age and memory are empty for a worker that "
+                "is down, and prefetch without a limit. Restarts are those in the time range of the "
+                "dashboard.",
                 Column("Worker", "worker"),
                 [
                     Column(
@@ -91,6 +92,7 @@ BOARD = Board(
                     Column("Pool limit", by_worker(q.POOL_LIMIT)),
                     Column("Prefetch", by_worker("celery_worker_prefetch_limit")),
                     Column("Restarts", by_worker("increase(celery_worker_restarts_total[$__range])")),
+                    Column("Age", q.since_last("celery_worker_start_timestamp_seconds", "worker"), SECONDS),
                     Column("Clock skew", by_worker("celery_worker_clock_skew_seconds"), SECONDS),
                     Column(
                         "Last seen",
@@ -126,16 +128,26 @@ BOARD = Board(
                 {"{{worker}}": q.share(by_worker("celery_worker_active_tasks"), by_worker(q.POOL_LIMIT))},
             ),
             lines(
+                "Inspected tasks",
+                PLAIN,
+                "Tasks of each worker as celery inspect shows them: scheduled (eta not reached), reserved "
+                "(not started) and active.",
+                {"{{worker}} {{command}}": q.maximum("celery_worker_inspected_tasks", "worker", "command")},
+                width=8,
+            ),
+            lines(
                 "Processed tasks",
                 RATE,
                 "Tasks per second that the pool of each worker accepted, as counted by the worker.",
                 {"{{worker}}": by_worker("rate(celery_worker_processed_tasks_total[$__rate_interval])")},
+                width=8,
             ),
             lines(
                 "Restarts",
                 PLAIN,
                 "Restarts of each worker: changes of its process id.",
                 {"{{worker}}": by_worker("increase(celery_worker_restarts_total[$__rate_interval])")},
+                width=8,
             ),
         ],
         "Hosts": [

@@ -14,7 +14,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from celery_exporter.demo import Stop
-from celery_exporter.demo.tasks import FAILURES, app, outcome_store
+from celery_exporter.demo.tasks import FAILURES, MAX_RETRIES, app, outcome_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +55,10 @@ SHARES: dict[Callable[[], object], tuple[int, int]] = {
     ),
     lambda: send("emails", "mail.send", 0.01, rng.choice(list(FAILURES))): (2, 16),
     lambda: send("emails", "mail.send", 0.02, countdown=rng.uniform(0.5, 2)): (4, 4),
-    lambda: send_retried(0, 0, 1, 2): (4, 0),
+    lambda: send_retried(0, 0, 1, 2): (2, 0),
     lambda: send_retried(0, 1, 2): (0, 12),
-    lambda: send("reports", "report.build", rng.randint(1, 12)): (22, 20),
+    lambda: send_retried(MAX_RETRIES + 1): (1, 1),  # fails
+    lambda: send("reports", "report.build", rng.randint(1, 12)): (23, 19),
     lambda: send("reports", "report.build", rng.randint(14, 20)): (1, 8),  # fails
     lambda: send("reports", "report.build", 3, eta=soon()): (4, 4),
     lambda: send(rng.choice(("emails", "reports")), "audit.log"): (12, 12),

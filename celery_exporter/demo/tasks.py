@@ -39,6 +39,9 @@ class MailboxFullError(Exception):
     """An exception class of the application."""
 
 
+#: Retries of a task that is retried.
+MAX_RETRIES = 2
+
 FAILURES = {
     kind.__name__: kind for kind in (ValueError, TimeoutError, ConnectionRefusedError, MailboxFullError)
 }
@@ -60,9 +63,10 @@ def send_mail(_self: Any, seconds: float, failure: str | None = None) -> None:
 
 @task("mail.sync_contacts")
 def sync_contacts(self: Any, retries: int) -> None:
-    """Succeed after this many retries."""
+    """Succeed after this many retries, or fail if these are more than MAX_RETRIES."""
     if self.request.retries < retries:
-        raise self.retry(countdown=0.5, exc=ConnectionResetError("connection reset by peer"))
+        error = ConnectionResetError("connection reset by peer")
+        raise self.retry(countdown=0.5, exc=error, max_retries=MAX_RETRIES)
 
 
 @task("report.build")
