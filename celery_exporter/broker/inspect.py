@@ -61,7 +61,7 @@ class _Stats(Struct):
     pool: _Pool | None = None
     prefetch_count: _Count | None = None
     rusage: _Usage | None = None
-    uptime: Annotated[float, Meta(ge=0, lt=2**33)] | None = None  # seconds; since Celery 5.1
+    uptime: Annotated[float, Meta(ge=0, lt=2**33)] | None = None  # whole seconds
     autoscaler: Any = None
 
 

@@ -378,7 +378,7 @@ _WORKER_ROWS = [
             for command in TaskCounts.__struct_fields__
         ),
         absent="The worker is down, or has not replied in the last three rounds (a busy solo worker cannot). "
-        "Or its reply has more than 32 MiB.",
+        "Or its reply has more than 32 MiB. Tasks that wait because of a rate limit are in no reply.",
         example='sum by (worker) (celery_worker_inspected_tasks{command="scheduled"})',
     ),
     _worker(
@@ -449,8 +449,7 @@ _WORKER_ROWS = [
         "gauge",
         "Time at which the worker was started, by its uptime and the exporter's clock.",
         attrgetter("started_at"),
-        absent="The worker is down, has not replied to inspection, is older than Celery 5.1, or several "
-        "processes use its name.",
+        absent="The worker is down, has not replied to inspection, or several processes use its name.",
         example="time() - celery_worker_start_timestamp_seconds > 7 * 86400",
     ),
     _worker(
@@ -604,7 +603,8 @@ _QUEUE_ROWS = [
         "Messages of all queues that were delivered to workers and not acknowledged (Redis only).",
         (),
         lambda snapshot: [] if snapshot.exporter.unacked is None else [((), snapshot.exporter.unacked)],
-        absent="The broker is not Redis, or the exporter may not read the hash.",
+        absent="The broker is not Redis, or the exporter may not read the hash. No broker reports the number "
+        "by queue: see the compatibility of brokers.",
         example="celery_broker_unacked_messages",
     ),
 ]

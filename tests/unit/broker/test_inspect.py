@@ -184,7 +184,7 @@ def test_a_reply_that_cannot_be_read_is_refused(body):
 
 @pytest.mark.parametrize("reply", [[], 1, {"w@h": {"error": "x"}}, {"w@h": [1]}])
 def test_another_reply_has_no_tasks(reply):
-    """It is a reply all the same: nobody waits for another one."""
+    """It is a reply all the same, and the exporter does not wait for another one."""
     assert tasks_in_reply(Message(msgspec.json.encode(reply)), {JSON}) == {}
 
 
