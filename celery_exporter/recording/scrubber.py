@@ -35,8 +35,8 @@ class Scrubber:
 
     Names are those of tasks, queues, nodes and hosts, event types of an application, and ids other than those
     that Celery generates (uuid4). Dropped are args, kwargs, results and tracebacks; the class of an exception
-    stays. Of what tasks measured, only how many numbers there were stays. `accept` are the content types that
-    may be deserialized.
+    stays, and whether retries were exceeded. Of what tasks measured, only how many numbers there were stays.
+    `accept` are the content types that may be deserialized.
     """
 
     def __init__(self, accept: Collection[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from celery_exporter.broker.codecs import JSON
 from celery_exporter.broker.message import Message
 from celery_exporter.core.events import MAX_LOOSE_BYTES
+from celery_exporter.core.task_exceptions import RETRIES_EXCEEDED
 from celery_exporter.recording.scrubber import Scrubber
 
 ID = "6f0c9a52-9a4c-4d7b-8f43-0d5ab1a6a1c7"
@@ -69,6 +70,16 @@ def test_of_an_exception_its_class_stays(exception, traceback, shown):
     (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Message(body, JSON)).body)
     assert scrubbed["exception"] == shown
     assert "secret" not in json.dumps(scrubbed)
+
+
+def test_of_a_traceback_only_exceeded_retries_stay():
+    frame = '  File "/secret/celery/app/task.py", line 9, in retry\n    raise_with_context(exc)\n'
+    event = {"type": "task-failed", "timestamp": 1.5, "hostname": "w@h", "uuid": "u"}
+    for text, left in ((frame, RETRIES_EXCEEDED), ("secret", None)):
+        body = json.dumps(event | {"exception": "E()", "traceback": text}).encode()
+        scrubbed = Scrubber({JSON}).scrub(Message(body, JSON, "utf-8"))
+        (shown,) = json.loads(scrubbed.body)
+        assert shown.get("traceback") == left
 
 
 def test_ids_and_types_that_an_application_chose_are_replaced_each_by_the_same_one():
