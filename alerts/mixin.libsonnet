@@ -28,9 +28,6 @@
     // Regular expressions for names of tasks that are meant to run long, and of tasks that several workers receive.
     longTasks: '',
     broadcastTasks: '',
-    // Seconds within which a task that Celery beat starts has to succeed again, by name: { 'reports.nightly': 26 * 3600 }.
-    // They apply to each cluster that has the task. For a single job, use a recording rule of your own (see `periodic`).
-    periodicTasks: {},
 
     withinSeconds: 30,  // upper bound of a bucket; dashboards use the recorded share of executions within it
 
@@ -70,7 +67,6 @@
     retriedTasks: selector(['state="RETRY"'] + taskMatchers + excluding(config.pollingTasks)),
     startedTasks: selector(['state="STARTED"'] + taskMatchers + excluding(config.pollingTasks)),
     noBroadcasts: selector(excluding(config.broadcastTasks)),
-    interval: 'task_name:celery_task_success_interval_seconds:max',
     failurePercent: numberText(config.failureRatio * 100) + '%',
     retryPercent: numberText(config.retryRatio * 100) + '%',
     // While the broker blocks publishers, no events arrive, so tasks and workers seem unchanged: see CeleryBrokerBlocked.
@@ -251,39 +247,7 @@
     ),
   ],
 
-  // The alert applies to tasks that have an interval, from `periodicTasks` or from a recording rule of your own:
-  //   - record: task_name:celery_task_success_interval_seconds:max
-  //     labels: {task_name: reports.nightly}  # add job: NAME if only some of the clusters that have the task run it
-  //     expr: vector(93600)
   local periodic = [
-    record(
-      '%(interval)s',
-      'vector(%d)' % config.periodicTasks[name],
-      { task_name: name },
-    )
-    for name in std.objectFields(config.periodicTasks)
-  ] + [
-    // A task that has an interval keeps the value of the last evaluation: the exporter that received the last success may be
-    // gone, while its standby has run for long, or its pod was replaced.
-    record('job_task_name:celery_task_last_success_timestamp_seconds:max', |||
-      max by (%(cluster)s, task_name) (
-        celery_task_last_timestamp_seconds{state="SUCCESS"}
-        or
-        job_task_name:celery_task_last_success_timestamp_seconds:max and on (task_name) %(interval)s
-      )
-    |||),
-    // Seconds since the last success, or since the start of an exporter that has the task and no success of it.
-    record('job_task_name:celery_task_since_success_seconds:min', |||
-      time() - (
-        job_task_name:celery_task_last_success_timestamp_seconds:max
-        or
-        max by (%(cluster)s, task_name) (
-          0 * celery_tasks_total{state="SUCCESS"}
-          + on (%(exporter)s) group_left ()
-          max by (%(exporter)s) (process_start_time_seconds and on (%(exporter)s) celery_exporter_build_info)
-        )
-      )
-    |||),
     // A beat that moves to another host has another name, so one that is up is enough. Beats that never replied are
     // unknown (Celery before 5.7).
     alert(
@@ -298,43 +262,24 @@
       'No periodic task is sent. ' +
       'Check whether beat runs, whether its scheduler ticks (its log), and whether it can reach the broker.',
     ),
-    // In this order: tasks that are due in this job; tasks that are due in each job that has them; and, with the value 0,
-    // tasks that no exporter has.
+    // Each shard receives a part of the runs of a task, so it is overdue if it is in all of them. Of two replicas, one that
+    // was started after the due time does not know it. An exporter that receives no events keeps its value.
     alert(
-      'CeleryPeriodicTaskAbsent',
+      'CeleryTaskOverdue',
       'tasks',
       |||
         (
-          job_task_name:celery_task_since_success_seconds:min
-          > on (job, task_name) group_left ()
-          max by (job, task_name) (%(interval)s{job!=""})
-          or
-          (
-            job_task_name:celery_task_since_success_seconds:min
-            unless on (job, task_name)
-            %(interval)s{job!=""}
-          )
-          > on (task_name) group_left ()
-          max by (task_name) (%(interval)s{job=""})
+          time() - max by (%(cluster)s, task_name, state) (celery_task_next_expected_timestamp_seconds)
+          and
+          min by (%(cluster)s, task_name, state) (celery_task_overdue) == 1
         )
+        unless on (%(cluster)s) max by (%(cluster)s) (celery_broker_up) == 0
         %(notBlocked)s
-        or
-        0 * (
-          max by (job, task_name) (%(interval)s{job!=""})
-          unless on (job, task_name) celery_tasks_total
-          or
-          max by (task_name) (%(interval)s{job=""})
-          unless on (task_name) celery_tasks_total
-        )
-        and on () max(celery_broker_up) == 1
       |||,
-      'Celery task {{ $labels.task_name }} {{ if $value }}has not succeeded for {{ $value | humanizeDuration }}' +
-      '{{ else }}has an interval, but no worker has registered it{{ end }}',
-      'It has to succeed at least once in {{ with printf `max(%(interval)s{task_name=%%q,job=%%q}) or ' +
-      'max(%(interval)s{task_name=%%q,job=""})` $labels.task_name $labels.job $labels.task_name | query }}' +
-      '{{ . | first | value | humanizeDuration }}{{ end }}. ' +
-      '{{ if $value }}Check whether Celery beat runs, and whether the task fails or waits in a queue.{{ else }}' +
-      'No event has named it either. Check the name of the task in the rule, and the tasks of the workers.{{ end }}',
+      'Celery task {{ $labels.task_name }} {{ if eq $labels.state "PENDING" }}was not sent{{ else }}has not succeeded{{ end }}' +
+      ', and was due {{ $value | humanizeDuration }} ago',
+      '{{ if eq $labels.state "PENDING" }}Check whether Celery beat runs, and has the task in its schedule.{{ else }}' +
+      'Check whether the task fails, waits in a queue, or takes longer than its grace.{{ end }}',
       ['task_name'],
     ),
   ],

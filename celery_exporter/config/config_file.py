@@ -1,27 +1,30 @@
 """--config.file: YAML → what the options would have on the command line.
 
 A key is the name of an option with underscores. `brokers` maps the name of each broker to keys of its own;
-of the others, those of `PER_BROKER_GROUPS` are the defaults of all brokers. The JSON Schema,
+of the others, those of `PER_BROKER_GROUPS` are the defaults of all brokers. `expected`
+is no option: see expected.py. The JSON Schema,
 docs/reference/config.schema.json, is generated from the same tables.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
 from celery_exporter.config import parsers
+from celery_exporter.config.expected import BadEntryError, expected_tasks
 from celery_exporter.config.options import OPTIONS, Option
+from celery_exporter.config.suggestions import suggestion
+from celery_exporter.core.expected import ExpectedTask
 from celery_exporter.errors import BadSettingError
 from celery_exporter.runtime.yaml_tree import InvalidYamlError, Quoted, load_yaml
 
-CONFIG_FILE, BROKERS = "config_file", "brokers"
+CONFIG_FILE, BROKERS, EXPECTED = "config_file", "brokers", "expected"
 #: Options by the keys of the file.
 KEYS = {option.key: option for option in OPTIONS if option.key != CONFIG_FILE}
 #: Groups of options that each broker may set for itself.
@@ -58,6 +61,8 @@ class ConfigFile(Struct, frozen=True):
     path: Path
     settings: Mapping[str, Setting]
     brokers: Mapping[str, Mapping[str, Setting]]
+    #: The tasks that are expected of each broker that says so; "" for all others.
+    expected: Mapping[str, Sequence[ExpectedTask]]
 
 
 def read(path: Path) -> ConfigFile:
@@ -84,12 +89,26 @@ def _config_file(path: Path, tree: Any) -> ConfigFile:
     for name in sections:
         if not re.fullmatch(NAME_PATTERN, name):
             raise _BadFileError(f"{BROKERS}: got the name {name!r}; it takes {NAME_EXPECTS}")
-    settings = _settings(others, KEYS, "", (BROKERS,))
+    settings = _settings(others, KEYS, "", (BROKERS, EXPECTED))
     brokers = {
-        name: _settings(_mapping(section, f"{BROKERS}.{name}"), BROKER_KEYS, f"{BROKERS}.{name}.")
+        name: _settings(
+            _mapping(section, f"{BROKERS}.{name}"), BROKER_KEYS, f"{BROKERS}.{name}.", (EXPECTED,)
+        )
         for name, section in sections.items()
     }
-    return ConfigFile(path, settings, brokers)
+    return ConfigFile(path, settings, brokers, _expected({"": others, **sections}))
+
+
+def _expected(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Sequence[ExpectedTask]]:
+    expected: dict[str, Sequence[ExpectedTask]] = {}
+    for name, section in sections.items():
+        if EXPECTED in section:
+            try:
+                expected[name] = expected_tasks(section[EXPECTED])
+            except BadEntryError as error:
+                where = f"{BROKERS}.{name}.{EXPECTED}" if name else EXPECTED
+                raise _BadFileError(f"{where}{error}") from None
+    return expected
 
 
 def _mapping(value: Any, key: str) -> dict[str, Any]:
@@ -99,25 +118,17 @@ def _mapping(value: Any, key: str) -> dict[str, Any]:
 
 
 def _settings(
-    section: Mapping[str, Any], keys: Mapping[str, Option], prefix: str, further: Iterable[str] = ()
+    section: Mapping[str, Any], keys: Mapping[str, Option], prefix: str, further: Collection[str] = ()
 ) -> dict[str, Setting]:
-    """Return the settings of a section by the key of their option."""
+    """Return the settings of a section by the key of their option, without `further` keys."""
     for key in section:
-        if key not in keys:
+        if key not in keys and key not in further:
             raise _BadFileError(f"{prefix}{key}: unknown key{suggestion(key, [*keys, *further])}")
     return {
         keys[key].key: Setting(_argument(keys[key], value, prefix + key), prefix + key)
         for key, value in section.items()
+        if key not in further
     }
-
-
-def suggestion(unknown: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return the known name that is most like an unknown one, as the end of an error; empty for none.
-
-    `prefix` is that of both, which neither argument has.
-    """
-    similar = difflib.get_close_matches(unknown, [*known], 1)
-    return f"; did you mean {prefix}{similar[0]}?" if similar else ""
 
 
 def _argument(option: Option, value: Any, key: str) -> str | tuple[str, ...]:

@@ -20,13 +20,14 @@ from celery_exporter.config.config_file import (
     BROKER_KEYS,
     BROKERS,
     CONFIG_FILE,
+    EXPECTED,
     KEYS,
     OF_ONE_BROKER,
     ConfigFile,
     Setting,
     read,
-    suggestion,
 )
+from celery_exporter.config.expected import BadEntryError, as_shown
 from celery_exporter.config.options import ENV_PREFIXES, OPTIONS, Option
 from celery_exporter.config.otel_variables import (
     TRACES_ENDPOINT,
@@ -35,6 +36,8 @@ from celery_exporter.config.otel_variables import (
     without_traces_turned_off,
 )
 from celery_exporter.config.schema import BROKER_LABEL, BrokerSettings, Settings
+from celery_exporter.config.suggestions import suggestion
+from celery_exporter.core.expected import ExpectedTask
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.task_names import Pattern, shown_as
 from celery_exporter.errors import BadSettingError
@@ -124,11 +127,25 @@ def _broker_settings(name: str, values: dict[str, Any], sources: _Sources) -> Br
     values["otlp"] = _otlp_config(values, sources)
     values["sinks"] = _config(SinksConfig, {**values, "broker": name or None})
     values["history"] = _history_config(values)
+    values["expected"] = _expected(name, values, sources)
     values["records"] = values["sinks"].is_any_on
     values["traces"] = values["otlp"].otlp_endpoint is not None
     own = sources.file.brokers.get(name, {}) if sources.file else {}
     given = {**sources.given(of_brokers=True), **{key: setting.argument for key, setting in own.items()}}
+    given[EXPECTED] = values["expected"]
     return BrokerSettings(monitor=_config(MonitorConfig, values), sinks=values["sinks"], given=given)
+
+
+def _expected(name: str, values: Mapping[str, Any], sources: _Sources) -> tuple[ExpectedTask, ...]:
+    """Return the tasks that are expected of a broker, by the names that its metrics show."""
+    expected = sources.file.expected if sources.file else {}
+    own = name if name in expected else ""
+    show = shown_as(values["task_include"], values["task_exclude"], values["task_name_rule"])
+    try:
+        return as_shown(expected.get(own, ()), show)
+    except BadEntryError as error:
+        where = f"{BROKERS}.{own}.{EXPECTED}" if own else EXPECTED
+        raise BadSettingError(f"{sources.path}: {where}{error}") from None
 
 
 def _check_event_queue(values: Mapping[str, Any]) -> None:

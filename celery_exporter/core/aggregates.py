@@ -175,6 +175,17 @@ class Aggregates:
         self._unshared.clear()
         return self._aggregates.copy()
 
+    def runs(self, names: Collection[str]) -> dict[str, dict[State, tuple[int, float]]]:
+        """Return how often tasks with these names entered each state, and when last, over all label sets."""
+        runs: dict[str, dict[State, tuple[int, float]]] = {}
+        for label_set, aggregate in self._aggregates.items():
+            if label_set.task_name in names:
+                of_task = runs.setdefault(label_set.task_name, {})
+                for state, at in aggregate.last.items():
+                    count, newest = of_task.get(state, (0, at))
+                    of_task[state] = count + aggregate.transitions[state], max(at, newest)
+        return runs
+
     def restore(self, label_set: LabelSet, aggregate: Aggregate) -> None:
         """Add the sums that an earlier process had under a label set."""
         self._absorb(label_set, aggregate)

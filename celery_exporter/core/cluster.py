@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.beats import Beats
 from celery_exporter.core.events import KNOWN_TYPES, MEASURED, WORKER_TYPES, Event
+from celery_exporter.core.expected import ExpectedTask, ExpectedTasks
 from celery_exporter.core.label_sets import LabelSets, rest
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.measurements import MeasurementSums
@@ -45,7 +46,8 @@ class Cluster:
     and "worker". `show` returns the label value of a task name and `show_queue` that of a queue. `clients`
     says whether sendings are counted by the client's host, and `hosts` whether sums over the workers of a
     host are shown. `records` keeps the details of tasks; None: nothing needs them. `kept_tasks` is the number
-    of tasks that are kept with their details after they were removed from the table.
+    of tasks that are kept with their details after they were removed from the table. `expected` tasks have to
+    run by a schedule.
     """
 
     def __init__(  # noqa: PLR0913  what is known, where it goes, and how it is shown
@@ -60,10 +62,14 @@ class Cluster:
         hosts: bool = False,
         records: RecordBuilder | None = None,
         kept_tasks: int = 0,
+        expected: Iterable[ExpectedTask] = (),
     ) -> None:
         self.limits = limits
         self.aggregates = aggregates
-        self.label_sets = LabelSets(limits.max_series // len(State), label_names, show, show_queue)
+        self.expected = ExpectedTasks(expected)
+        self.label_sets = LabelSets(
+            limits.max_series // len(State), label_names, show, show_queue, self.expected.names
+        )
         self.events = dict.fromkeys((*KNOWN_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         #: Tasks that were ended or requeued without an event, by reason; see core/reconcile.py.

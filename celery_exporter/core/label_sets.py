@@ -16,6 +16,8 @@ from celery_exporter.core.types import EXCLUDED, OTHER, UNKNOWN, LabelSet
 MAX_SHADOWS = 1_000
 #: Bytes of the values of a label set, on average over as many as the limit allows. Usual ones have 60.
 MEAN_BYTES = 300
+#: Label sets for each reserved name that fit beyond the limit.
+RESERVED_LABEL_SETS = 100
 
 
 class LabelSets:
@@ -24,7 +26,7 @@ class LabelSets:
     `label_names` are the optional labels in use on task metrics, of "queue_name" and "worker". `show` returns
     the label value of a task name, and `show_queue` that of a queue; an empty one excludes it. Tasks of an
     excluded queue are still counted, under queue_name `other`: excluding one must not lower a sum over
-    queues.
+    queues. Label sets of tasks with `reserved` names fit beyond the limit: they are few.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class LabelSets:
         label_names: Iterable[str] = ("queue_name",),
         show: ShownAs = str,
         show_queue: ShownAs = str,
+        reserved: Collection[str] = (),
     ) -> None:
         self.by_queue = "queue_name" in label_names
         self.by_worker = "worker" in label_names
@@ -44,6 +47,7 @@ class LabelSets:
         self.queues_renamed = False
         self.shadows: dict[str, str] = {}  # shadow name → label value of the task that it stands for
         self._limit = limit
+        self._reserved = reserved
         self._bytes, self._max_bytes = 0, limit * MEAN_BYTES  # of the values of all
         self._admitted: dict[LabelSet, LabelSet] = {}
         # Caches: by the name and queue of a task, and by worker and the label set of a task.
@@ -130,6 +134,8 @@ class LabelSets:
         return [self.admit(label_set) for label_set in new if self._fits(label_set)]
 
     def _fits(self, label_set: LabelSet) -> bool:
+        if label_set.task_name in self._reserved:
+            return len(self._admitted) < self._limit + len(self._reserved) * RESERVED_LABEL_SETS
         return len(self._admitted) < self._limit and self._bytes + _size(label_set) <= self._max_bytes
 
     # -- removing and restoring them -----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from celery_exporter.core.aggregates import Aggregate, Failure
 from celery_exporter.core.cluster import Cluster
+from celery_exporter.core.expected import ExpectedView
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.measurements import Pair, Summary
 from celery_exporter.core.reconcile import REASONS
@@ -183,6 +184,7 @@ class ExporterState(Struct, frozen=True):
     event_queue: str = ""  # the durable queue, of which one replica is active; empty without one
     task_counts: Mapping[str, TaskCounts] = {}  # by worker
     duplicates: int = 0  # messages of a durable queue that were dropped, since they had been received before
+    shards: int = 1  # exporters that each keep a part of the tasks
 
 
 class Snapshot(Struct, frozen=True):
@@ -199,6 +201,7 @@ class Snapshot(Struct, frozen=True):
     failures: Sequence[Failure]  # newest first
     workers: Sequence[WorkerView]
     beats: Sequence[BeatView]
+    expected: Sequence[ExpectedView]  # as of the last time that events were received
     queues: Sequence[QueueView]
     unconsumed: Mapping[str, int | None]  # length of each queue that needs a consumer and has none
     requested: Collection[str]  # names of queues that the configuration requests
@@ -242,6 +245,7 @@ def take_snapshot(cluster: Cluster, exporter: ExporterState, *, prefetched: bool
             for worker in cluster.workers.values()
         ],
         beats=[BeatView(beat.name, beat.up, beat.last_reply) for beat in cluster.beats.by_name.values()],
+        expected=cluster.expected.views,
         queues=_queue_views(cluster, exporter, workers_by_queue),
         unconsumed=_unconsumed(cluster, exporter, workers_by_queue),
         requested=cluster.queues.requested,

@@ -47,6 +47,7 @@ CHECKS_BY_SUBJECT: Mapping[str, Sequence[str]] = {
         "slow-tasks",
         "stuck-tasks",
         "orphaned-tasks",
+        "expected-tasks",
     ],
     "queues": [
         "queue-lengths",

@@ -97,6 +97,7 @@ def new_cluster(config: MonitorConfig) -> Cluster:
         hosts=selection.hosts,
         records=records,
         kept_tasks=config.history.history_memory if config.history.is_on else 0,
+        expected=config.expected,
     )
     if config.shard is not None and config.broker.event_queue is not None:
         cluster.registry.is_whole = config.shard.has

@@ -8,6 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from celery_exporter.broker.config import BrokerConfig
+from celery_exporter.core.expected import ExpectedTask
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.shards import Shard
 from celery_exporter.core.task_names import Pattern
@@ -18,7 +19,8 @@ from celery_exporter.metrics.config import MetricsConfig
 class MonitorConfig(Struct, frozen=True, kw_only=True):
     """What to monitor on one broker, how often, and what to keep.
 
-    Fields are named after their options. `update_interval` is in seconds; None is off.
+    Fields are named after their options, `expected` after its key in the file. `update_interval` is in
+    seconds; None is off.
     """
 
     broker: BrokerConfig
@@ -39,6 +41,7 @@ class MonitorConfig(Struct, frozen=True, kw_only=True):
     traces: bool  # whether one of them sends spans
     record_arguments: bool
     history: HistoryConfig
+    expected: tuple[ExpectedTask, ...]
 
     @property
     def keeps_details(self) -> bool:

@@ -156,6 +156,9 @@ class EventSubscription:
                 self._consumer.open()
                 self.opened += 1
                 self.opened_at = time.time()
+                if self._config.durable_queue is None:
+                    with self._state.lock:
+                        self._state.cluster.expected.interrupt()
                 log.info("listening to events on %s", self._broker_url())
                 logged = ""
                 self._read(stopping, is_held_back)
@@ -222,9 +225,16 @@ class EventSubscription:
                     events = []
             self.apply_events(events)
             with self._state.lock:
-                self._state.cluster.expire(self._state.now())
+                cluster, now = self._state.cluster, self._state.now()
+                cluster.expire(now)
+                if self._receives_events():
+                    cluster.expected.watch(now.wall, cluster.aggregates)
                 self.mark = self._consumer.mark
         self._pass_records_on()
+
+    def _receives_events(self) -> bool:
+        """Return whether an event that is sent now arrives here."""
+        return self.is_ready() and not self._is_standby and not self._is_blocked()
 
     def _pass_records_on(self, *, last: bool = False) -> None:
         """Pass records to the sinks, after the `last` event also those that wait for one."""

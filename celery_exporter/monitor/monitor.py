@@ -321,6 +321,7 @@ class Monitor:
             duplicates=subscription.duplicates(),
             event_queue=durable_queue or "",
             subscribed=subscription.opened_at if durable_queue is None else None,
+            shards=1 if self._config.shard is None else self._config.shard.count,
         )
 
 

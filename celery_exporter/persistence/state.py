@@ -20,6 +20,7 @@ from celery_exporter.core.beats import Beat
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.duplicates import MAX_ENDS, ExecutionEnd
 from celery_exporter.core.events import Event
+from celery_exporter.core.expected import SavedExpected, Watch
 from celery_exporter.core.histogram import Histogram, bucket_indexes
 from celery_exporter.core.measurements import REST, Pair, Summary
 from celery_exporter.core.queues import Queue
@@ -97,6 +98,8 @@ class Changes(Struct):
     measurements: list[tuple[Pair, Summary]] = []
     removed_measurements: list[Pair] = []
     beats: list[Beat] | None = None  # all of them; None: unchanged
+    watches: list[Watch] | None = None  # the same, of expected tasks
+    watched: float | None = None  # wall time of the newest watch
 
 
 class Recorder:
@@ -117,6 +120,7 @@ class Recorder:
         self._shadows: dict[str, str] = {}
         self._measurements: dict[Pair, Summary] = {}
         self._beats: bytes = b""
+        self._watches: bytes = b""
         cluster.tasks.changed = set()
 
     def changes(self, now: Timestamp) -> Changes:
@@ -147,6 +151,7 @@ class Recorder:
         encoded = msgspec.msgpack.encode(beats)
         if encoded != self._beats:
             changes.beats, self._beats = beats, encoded
+        self._add_expected(changes)
         self._at = now.listening
         return changes
 
@@ -182,6 +187,13 @@ class Recorder:
             if before.get(pair) is not summary  # they never change: a new one replaces it
         ]
         changes.removed_measurements = [*(before.keys() - self._measurements.keys())]
+
+    def _add_expected(self, changes: Changes) -> None:
+        expected = self._cluster.expected
+        changes.watched = expected.watched
+        encoded = b"" if expected.watched is None else msgspec.msgpack.encode(expected.watches)
+        if encoded != self._watches:
+            changes.watches, self._watches = expected.watches, encoded
 
     def tasks(self, uuids: Iterable[str], now: Timestamp) -> Changes:
         """Return those of these tasks that still exist, as changes; encode them as above."""
@@ -274,6 +286,7 @@ class SavedCluster:
         self.shadows: dict[str, str] = {}
         self.measurements: dict[Pair, Summary] = {}
         self.beats: list[Beat] = []
+        self.expected: SavedExpected | None = None
         self._label_sets: dict[LabelSet, LabelSet] = {}
         self._names: dict[str, str] = {}
 
@@ -303,6 +316,9 @@ class SavedCluster:
         _remove(self.measurements, changes.removed_measurements)
         if changes.beats is not None:
             self.beats = changes.beats
+        if changes.watched is not None:
+            watches = self.expected.watches if self.expected and changes.watches is None else changes.watches
+            self.expected = SavedExpected(changes.watched, watches or [])
 
     def _with_shared(self, task: TaskRecord) -> TaskRecord:
         """Replace equal label sets and worker names by one object each.
@@ -335,6 +351,8 @@ def restore(saved: SavedCluster, cluster: Cluster, now: Timestamp) -> None:
     aggregates.negative_waits, aggregates.overflowed = sums.negative_waits, sums.exceptions_overflowed
     _restore_workers(saved, cluster, shift, now)
     cluster.beats.restore(saved.beats, shift)
+    if saved.expected is not None:
+        cluster.expected.restore(saved.expected)
     shown = (queue for queue in saved.queues.values() if cluster.label_sets.show_queue(queue.name))
     cluster.queues.restore(shown, shift, now.listening)
     cluster.record_inspection({}, now)  # derives label sets from the restored replies

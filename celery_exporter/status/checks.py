@@ -15,6 +15,7 @@ from celery_exporter.status import queue_checks as queues
 from celery_exporter.status import sink_checks as sinks
 from celery_exporter.status import threshold_checks as thresholds
 from celery_exporter.status import worker_checks as workers
+from celery_exporter.status.expected_checks import expected_tasks
 from celery_exporter.status.facts import can_receive_events
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.recent import Growth
@@ -32,6 +33,7 @@ BY_CAUSE: Sequence[Check] = (
     workers.duplicate_node_names,
     workers.workers,
     workers.beat,
+    expected_tasks,
     thresholds.silent_workers,
     workers.heartbeats,
     workers.task_events,
@@ -99,7 +101,7 @@ def run_checks(snapshot: Snapshot, growth: Growth) -> list[Finding]:
 
 def is_decided(snapshot: Snapshot, growth: Growth) -> bool:
     """Return whether each check that applies has decided, so that more time adds no finding."""
-    optional = {broker.event_stream, workers.beat, *_OF_FILES}
+    optional = {broker.event_stream, workers.beat, expected_tasks, *_OF_FILES}
     if snapshot.exporter.blocked is None:
         optional.add(broker.publishers)
     return all(check(snapshot, growth) for check in _applicable(snapshot) - optional)

@@ -202,6 +202,15 @@ BEAT_DOWN = Problem(
     "CeleryBeatDown",
 )
 
+OVERDUE = Problem(
+    "expected-tasks",
+    "warning",
+    "expected tasks are overdue: {tasks}",
+    "not sent: check whether beat runs, and has the task in its schedule; no success: check whether the task "
+    "fails, waits in a queue, or needs a longer grace; compare with the section `expected` of --config.file",
+    "CeleryTaskOverdue",
+)
+
 # -- queues ----------------------------------------------------------------------------------------------
 
 LENGTHS_FAILED = Problem("queue-lengths", "warning", "queue lengths could not be read: {error}", ASK_DOCTOR)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from msgspec import Struct
 
+from celery_exporter.core.durations import seconds_of
 from celery_exporter.core.task_info import STATE_NAMES
 from celery_exporter.core.task_search import Cursor, TaskFilter
 
@@ -18,9 +18,6 @@ LIMIT, MAX_LIMIT = 50, 500
 MAX_PARSED_LENGTH = 300
 #: Larger times are milliseconds, or errors.
 MAX_SECONDS = 1e11
-#: Seconds of the units of durations.
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
-_duration = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(s|m|h|d|w)")
 
 
 class BadQueryError(Exception):
@@ -80,7 +77,7 @@ def _states(text: str, _: float) -> frozenset[str]:
 
 def _time(text: str, now: float) -> float:
     """Return the epoch seconds of a time, or of a duration ago."""
-    if (seconds := _seconds_of(text)) is not None:
+    if (seconds := seconds_of(text)) is not None:
         return _bounded(now - seconds)
     try:
         return _bounded(float(text))
@@ -90,13 +87,8 @@ def _time(text: str, now: float) -> float:
 
 
 def _seconds(text: str, _: float) -> float:
-    seconds = _seconds_of(text)
+    seconds = seconds_of(text)
     return _bounded(float(text) if seconds is None else seconds)
-
-
-def _seconds_of(text: str) -> float | None:
-    match = _duration.fullmatch(text)
-    return float(match[1]) * _UNITS[match[2]] if match else None
 
 
 def _bounded(number: float) -> float:

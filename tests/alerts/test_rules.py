@@ -121,7 +121,6 @@ def test_jsonnet_is_formatted(file):
 
 OTHER_VALUES = {
     "clusterLabels": ["cluster", "job", "instance"],
-    "periodicTasks": {"reports.nightly": 93_600},
     "taskSelector": 'worker!="",task_name!="other"',
     "longTasks": r"reports\..+",
     "broadcastTasks": "reload|clear",

@@ -15,10 +15,11 @@ import celery_exporter
 PACKAGE = Path(celery_exporter.__file__).parent
 #: Packages and modules without a clock, thread, socket, file or log.
 PURE = ("core", "status", "errors", "quoting")
-#: All that they import besides each other.
+#: All that they import besides each other. zoneinfo reads a file, once for each time zone.
 ALLOWED = {
-    "__future__", "array", "bisect", "collections", "datetime", "enum", "functools", "hashlib", "heapq",
-    "itertools", "json", "math", "msgspec", "operator", "re", "shlex", "typing", "unicodedata", "zlib",
+    "__future__", "array", "bisect", "collections", "cronsim", "datetime", "enum", "functools", "hashlib",
+    "heapq", "itertools", "json", "math", "msgspec", "operator", "re", "shlex", "typing", "unicodedata",
+    "zlib", "zoneinfo",
 }  # fmt: skip
 
 

@@ -8,7 +8,15 @@ from typing import Any
 
 import msgspec
 
-from celery_exporter.config.config_file import BROKER_KEYS, BROKERS, KEYS, NAME_PATTERN, OF_ONE_BROKER
+from celery_exporter.config.config_file import (
+    BROKER_KEYS,
+    BROKERS,
+    EXPECTED,
+    KEYS,
+    NAME_PATTERN,
+    OF_ONE_BROKER,
+)
+from celery_exporter.config.expected import ENTRY_KEYS
 from celery_exporter.config.options import Option
 from tools.docgen.api import DIALECT
 from tools.docgen.markdown import table
@@ -50,9 +58,36 @@ def broker_keys() -> str:
     return f"{table(('key', 'option'), rows)}\n\nThe others are named after their options: {others}."
 
 
+def expected_keys() -> str:
+    """Return a table of the keys of an expected task."""
+    return table(("key", "value"), [(f"`{key}`", text) for key, text in ENTRY_KEYS.items()])
+
+
 def _section(keys: Mapping[str, Option]) -> Schema:
     properties = {key: {"description": option.help, **_type(option)} for key, option in keys.items()}
+    properties[EXPECTED] = _expected()
     return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _expected() -> Schema:
+    """Return what the section of expected tasks may be; names and expressions are checked by its parser."""
+    types = {"task": "string", "cron": "string", "timezone": "string"}
+    return {
+        "description": "Tasks that have to run, and when.",
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["task"],
+            "oneOf": [{"required": ["every"]}, {"required": ["cron"]}],
+            "dependentRequired": {"timezone": ["cron"]},
+            "properties": {
+                key: {"description": text, "type": types.get(key, ["string", "number"])}
+                for key, text in ENTRY_KEYS.items()
+            },
+        },
+    }
 
 
 def _type(option: Option) -> Schema:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 
 from celery_exporter.core.aggregates import Aggregate
+from celery_exporter.core.expected import ExpectedView
 from celery_exporter.core.snapshot import (
     SINK_DURATION_BUCKETS,
     ConfigFileView,
@@ -41,7 +42,7 @@ WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 60
 
 def rows(options: MetricOptions) -> list[MetricFamily]:
     """Return the rows of this profile, without those about the exporter itself."""
-    return [*_task_rows(options), *_WORKER_ROWS, *_BEAT_ROWS, *_QUEUE_ROWS]
+    return [*_task_rows(options), *_WORKER_ROWS, *_BEAT_ROWS, *_EXPECTED_ROWS, *_QUEUE_ROWS]
 
 
 def _task_rows(options: MetricOptions) -> list[MetricFamily]:
@@ -512,6 +513,37 @@ _BEAT_ROWS = [
         of_each("beats", attrgetter("last_reply")),
         absent=_NO_BEAT,
         example="time() - celery_beat_last_reply_timestamp_seconds",
+    ),
+]
+
+
+def _expected(name: str, help_: str, field: Callable[[ExpectedView], float], example: str) -> MetricFamily:
+    """Return a row with a sample for each expected task, for its sendings and for its successes."""
+    return MetricFamily(
+        f"celery_task_{name}",
+        "gauge",
+        help_,
+        ("task_name", "state"),
+        lambda snapshot: (((view.name, STATES[view.state]), field(view)) for view in snapshot.expected),
+        absent="`expected` in --config.file does not have the task, or the exporter has not listened yet.",
+        example=example,
+    )
+
+
+_EXPECTED_ROWS = [
+    _expected(
+        "overdue",
+        "1 if an expected task was not sent (PENDING), or did not succeed (SUCCESS), within its grace after "
+        "the time at which it was due. Does not change while no events can arrive.",
+        attrgetter("overdue"),
+        example="min by (job, task_name, state) (celery_task_overdue) == 1",
+    ),
+    _expected(
+        "next_expected_timestamp_seconds",
+        "First time, by its schedule, at which an expected task is due after it was sent (PENDING) or "
+        "succeeded (SUCCESS) last; in the past if that has not happened since. Its grace is not included.",
+        attrgetter("due"),
+        example="time() - max by (job, task_name, state) (celery_task_next_expected_timestamp_seconds) > 0",
     ),
 ]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 
 import msgspec
 
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event, EventWithAncestry, decode
+from celery_exporter.core.expected import ExpectedTask
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.records import RecordBuilder
 from celery_exporter.core.snapshot import ExporterState, Snapshot, take_snapshot
@@ -35,6 +37,7 @@ class ClusterDriver:
         aggregates: Aggregates | None = None,
         records: RecordBuilder | None = None,
         kept_tasks: int = 0,
+        expected: Iterable[ExpectedTask] = (),
     ) -> None:
         self.aggregates = aggregates or Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
         self.cluster = Cluster(
@@ -47,6 +50,7 @@ class ClusterDriver:
             hosts=hosts,
             records=records,
             kept_tasks=kept_tasks,
+            expected=expected,
         )
         self.labels = labels
         self._schema = Event if records is None else EventWithAncestry

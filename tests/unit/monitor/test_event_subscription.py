@@ -9,9 +9,12 @@ import time
 import pytest
 from harness.configs import monitor_config
 from harness.waiting import eventually
+from msgspec.structs import replace
 
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.message import Message
+from celery_exporter.core.expected import ExpectedTask
+from celery_exporter.core.schedules import Every
 from celery_exporter.monitor.cluster_state import ClusterState, new_cluster
 from celery_exporter.monitor.event_subscription import READY_MAX_SILENCE_SECONDS, EventSubscription
 
@@ -200,3 +203,32 @@ def test_messages_become_events_and_unreadable_ones_are_counted():
     assert {reason: count for reason, count in events.malformed.items() if count} == {"undecodable": 1}
     assert (events.last_event or 0) > 0
     assert (events.event_lag or 0) > 0
+
+
+class OpenConsumer(FailingConsumer):
+    """A consumer that answers at each read, without a message."""
+
+    def read(self, _timeout: float) -> list[Message]:
+        self.last_alive = time.monotonic()
+        return []
+
+
+@pytest.mark.parametrize(
+    ("is_active", "is_blocked", "is_watched"),
+    [(None, False, True), (True, False, True), (False, False, False), (None, True, False)],
+    ids=["open", "active", "standby", "blocked"],
+)
+def test_expected_tasks_are_judged_while_events_arrive(is_active, is_blocked, is_watched):
+    consumer = OpenConsumer(has_messages=False)
+    consumer.is_active = is_active
+    config = replace(monitor_config("redis://127.0.0.1:1/0"), expected=(ExpectedTask("add", Every(60.0)),))
+    state, stopping = ClusterState(new_cluster(config), config), threading.Event()
+    app = EventSubscription(config.broker, consumer, state, lambda: "redis://", lambda: is_blocked)
+    thread = threading.Thread(target=app.run, args=(stopping,))
+    thread.start()
+    try:
+        eventually(lambda: app.is_ready() and (state.cluster.expected.watched or not is_watched))
+    finally:
+        stopping.set()
+        thread.join()
+    assert (state.cluster.expected.watched is not None) is is_watched

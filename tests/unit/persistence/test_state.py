@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.beats import MAX_UNANSWERED
 from celery_exporter.core.events import EventWithArguments, decode
+from celery_exporter.core.expected import ExpectedTask
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.measurements import REST, Summary
 from celery_exporter.core.records import RecordBuilder
 from celery_exporter.core.routing import Binding
+from celery_exporter.core.schedules import Every
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.types import EXCLUDED, LabelSet, State
 from celery_exporter.core.worker_registry import REPLY_SECONDS
@@ -559,6 +561,49 @@ def test_a_beat_that_is_down_is_known_after_a_restart():
         old.cluster.beats.record_replies([], old.timestamp())
     (beat,) = restarted(old).shown().beats
     assert (beat.name, beat.up, beat.last_reply) == ("celerybeat@h", False, replied)
+
+
+def expecting(*runs: float, seconds: float) -> ClusterDriver:
+    """Return a driver that expects a task every minute, after runs and as many seconds of watching."""
+    driver = ClusterDriver(expected=[ExpectedTask("add", Every(60.0), grace=30.0)])
+    begin = driver.now
+    for second in range(int(seconds)):
+        driver.now = begin + second
+        driver.apply(*(sent(f"u{run}", at=driver.now) for run in runs if run == second))
+        driver.cluster.expected.watch(driver.timestamp().wall, driver.aggregates)
+    return driver
+
+
+def overdue_and_due(driver: ClusterDriver) -> list[tuple[bool, float]]:
+    return [(view.overdue, view.due - T0 - 100) for view in driver.shown().expected]
+
+
+def test_an_overdue_task_and_the_last_run_survive_a_restart():
+    old = expecting(10, seconds=120)
+    assert overdue_and_due(old) == [(True, 70), (True, 60)]
+    new = restarted(old, away=5, expected=[watch.task for watch in old.cluster.expected.watches[:1]])
+    assert overdue_and_due(new) == [(True, 70), (True, 60)]
+    new.cluster.expected.watch(new.timestamp().wall, new.aggregates)
+    assert {view.last for view in new.shown().expected} == {T0 + 110, None}
+
+
+def test_a_file_without_expected_tasks_begins_to_watch_them():
+    old = driver_after(sent())
+    new = restarted(old, away=1e6, expected=[ExpectedTask("add", Every(60.0))])
+    wall = new.timestamp().wall
+    new.cluster.expected.watch(wall, new.aggregates)
+    assert {(view.overdue, view.due) for view in new.shown().expected} == {(False, wall + 60)}
+
+
+def test_records_have_watches_only_if_one_changed():
+    driver = expecting(10, seconds=20)
+    recorder = Recorder(driver.cluster)
+    assert recorder.changes(driver.timestamp()).watches is not None
+    driver.now += 2
+    wall = driver.timestamp().wall
+    driver.cluster.expected.watch(wall, driver.aggregates)
+    changes = recorder.changes(driver.timestamp())
+    assert (changes.watches, changes.watched) == (None, wall)
 
 
 def test_shadow_names_survive_a_restart():

@@ -1,0 +1,15 @@
+"""Known names that are most like an unknown one, for errors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def suggestion(unknown: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return the known name that is most like an unknown one, as the end of an error; empty for none.
+
+    `prefix` is that of both, which neither argument has.
+    """
+    similar = difflib.get_close_matches(unknown, [*known], 1)
+    return f"; did you mean {prefix}{similar[0]}?" if similar else ""
