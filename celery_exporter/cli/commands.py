@@ -119,6 +119,11 @@ Examples:
   celery-exporter find --name shop.tasks.pay --state FAILURE --since 1h
   celery-exporter find --worker celery@web-1 --state STARTED --json | jq .
 """,
+    "expected": """\b
+Examples:
+  celery-exporter expected --from-app shop.celery:app
+  DJANGO_SETTINGS_MODULE=shop.settings celery-exporter expected --from-app shop
+""",
     "top": """\b
 Examples:
   celery-exporter top
@@ -526,6 +531,38 @@ def check_config(context: click.Context, file: str) -> None:
     context.exit(0)
 
 
+@click.command(epilog=_EPILOGS["expected"])
+@click.option(
+    "--from-app",
+    "app",
+    metavar="MODULE:APP",
+    required=True,
+    help="Application whose periodic tasks are printed, as for celery --app.",
+)
+@click.pass_context
+def expected(context: click.Context, app: str) -> None:
+    """Print the section of expected tasks for a configuration file.
+
+    It has the periodic tasks of beat_schedule and, if DJANGO_SETTINGS_MODULE is set, those in the tables of
+    django-celery-beat. Run it where the application and its packages are installed. Connects to no broker.
+    Exit code 0: printed; 1: the application cannot be imported, or has no periodic tasks.
+    """
+    unblock_signals()
+    from celery_exporter.beat_schedule.app import AppError, entries_of  # noqa: PLC0415  imports Celery
+    from celery_exporter.beat_schedule.section import section  # noqa: PLC0415
+
+    try:
+        entries = entries_of(app)
+    except AppError as error:
+        context.exit(fail(str(error), EXIT_FAILED))
+    if not any(entry.schedule for entry in entries):
+        context.exit(
+            fail(f"--from-app: got {app!r}, which has no periodic tasks that can be expected", EXIT_FAILED)
+        )
+    click.echo(section(entries))
+    context.exit(0)
+
+
 @click.command()
 @click.argument("name", required=False, type=click.Choice(tuple(PROFILES)))
 def profiles(name: str | None) -> None:
@@ -573,5 +610,6 @@ COMMANDS: tuple[click.Command, ...] = (
     _FIND,
     profiles,
     check_config,
+    expected,
     _HEALTHCHECK,
 )

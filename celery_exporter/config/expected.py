@@ -15,7 +15,14 @@ from zoneinfo import available_timezones
 from celery_exporter.config.suggestions import suggestion
 from celery_exporter.core.durations import seconds_of
 from celery_exporter.core.expected import DEFAULT_GRACE_SECONDS, MAX_EXPECTED, ExpectedTask
-from celery_exporter.core.schedules import Cron, Every, check_cron, time_zone
+from celery_exporter.core.schedules import (
+    MAX_EVERY_SECONDS,
+    MIN_EVERY_SECONDS,
+    Cron,
+    Every,
+    check_cron,
+    time_zone,
+)
 from celery_exporter.core.task_names import ShownAs, clipped
 
 #: Keys of an entry, with what they take.
@@ -27,7 +34,6 @@ ENTRY_KEYS = {
     "grace": "Duration from the due time until the task is overdue. 5m without it.",
 }
 _DURATION = "a duration of a second to a year, such as 90s, 15m, 2h or 7d"
-_MAX_SECONDS = 366 * 86_400
 
 
 class BadEntryError(Exception):
@@ -120,6 +126,6 @@ def _seconds(entry: Mapping[str, str], key: str) -> float:
         seconds = seconds_of(entry[key]) or float(entry[key])
     except ValueError:
         seconds = math.nan
-    if not 1 <= seconds <= _MAX_SECONDS:
+    if not MIN_EVERY_SECONDS <= seconds <= MAX_EVERY_SECONDS:
         raise BadEntryError(f".{key}: got {entry[key]!r}; it takes {_DURATION}")
     return seconds

@@ -18,6 +18,8 @@ from msgspec import Struct
 
 #: Fields of a cron expression. cronsim also takes six, the first of which is seconds.
 FIELDS = 5
+#: The shortest and the longest time of `Every`: judgements are a second apart, and no schedule is rarer.
+MIN_EVERY_SECONDS, MAX_EVERY_SECONDS = 1, 366 * 86_400
 #: A run that begins so many seconds before a due time is that of the due time: clocks of hosts differ.
 EARLY_SECONDS = 2.0
 #: A day on which the clocks are not changed in any time zone, to check expressions.

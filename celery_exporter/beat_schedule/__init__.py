@@ -1,0 +1,1 @@
+"""What beat sends, by an application → the section `expected` of --config.file."""

@@ -1,0 +1,158 @@
+"""`celery-exporter expected` prints what the beat of a real application sends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness.exporter import clean_environment, run_cli
+
+from celery_exporter.config.config_file import read
+from celery_exporter.core.expected import ExpectedTask
+from celery_exporter.core.schedules import Cron, Every
+
+PLAIN = """
+from datetime import timedelta
+from celery import Celery
+from celery.schedules import crontab
+
+print("importing")
+app = Celery("shop")
+app.conf.timezone = "Europe/Berlin"
+app.conf.beat_schedule = {
+    "sync": {"task": "shop.sync", "schedule": 30.0},
+    "tidy": {"task": "shop.tidy", "schedule": timedelta(hours=2)},
+    "nightly": {"task": "reports.nightly", "schedule": crontab(minute=0, hour=3)},
+}
+
+@app.on_after_finalize.connect
+def add(sender, **kwargs):
+    sender.add_periodic_task(3600, sender.signature("shop.added"), name="added")
+"""
+SETTINGS = """
+SECRET_KEY = "x"
+INSTALLED_APPS = ["django_celery_beat"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
+USE_TZ = True
+TIME_ZONE = "UTC"
+"""
+DJANGO_APP = """
+from celery import Celery
+
+app = Celery("shop")
+app.conf.beat_scheduler = "django_celery_beat.schedulers:DatabaseScheduler"
+app.conf.beat_schedule = {
+    "stopped": {"task": "shop.stopped", "schedule": 30.0},
+    "settings": {"task": "shop.settings", "schedule": 60.0},
+}
+"""
+ROWS = """
+from datetime import timedelta
+import django
+django.setup()
+from django.core.management import call_command
+from django.utils.timezone import now
+from django_celery_beat.models import *
+call_command("migrate", verbosity=0)
+hours = IntervalSchedule.objects.create(every=2, period="hours")
+night = CrontabSchedule.objects.create(minute="0", hour="3", timezone="America/New_York")
+add = PeriodicTask.objects.create
+add(name="sync", task="shop.sync", interval=hours)
+add(name="night", task="reports.nightly", crontab=night)
+add(name="stopped", task="shop.stopped", interval=hours, enabled=False)
+add(name="once", task="shop.once", interval=hours, one_off=True)
+add(name="at", task="shop.at", one_off=True, clocked=ClockedSchedule.objects.create(clocked_time=now()))
+sun = SolarSchedule.objects.create(event="sunset", latitude=52, longitude=13)
+add(name="sun", task="shop.sun", solar=sun)
+add(name="old", task="shop.old", interval=hours, expires=now() - timedelta(days=1))
+add(name="new", task="shop.new", interval=hours, start_time=now() + timedelta(days=1))
+"""
+
+
+def section(folder: Path, app: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in the folder of the application."""
+    command = [sys.executable, "-m", "celery_exporter", "expected", "--from-app", app]
+    environ = clean_environment(environment)
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
+
+
+def accepted(folder: Path, text: str) -> dict[str, ExpectedTask]:
+    """Return the tasks of a section, which check-config accepts."""
+    file = folder / "config.yml"
+    file.write_text(f"broker_url: redis://127.0.0.1\n{text}")
+    assert run_cli("check-config", str(file)).returncode == 0
+    return {task.name: task for task in read(file).expected[""]}
+
+
+@pytest.mark.parametrize("name", ["shop", "shop:app"])
+def test_an_application_is_found_as_celery_finds_it(tmp_path, name):
+    (tmp_path / "shop.py").write_text(PLAIN)
+    done = section(tmp_path, name)
+    assert (done.returncode, done.stderr) == (0, "importing\n")
+    assert {name: task.schedule for name, task in accepted(tmp_path, done.stdout).items()} == {
+        "shop.sync": Every(30.0),
+        "shop.tidy": Every(7_200.0),
+        "shop.added": Every(3_600.0),
+        "reports.nightly": Cron("0 3 * * *", "Europe/Berlin"),
+    }
+
+
+@pytest.fixture
+def django_project(tmp_path: Path) -> Path:
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    (tmp_path / "shop.py").write_text(DJANGO_APP)
+    environ = {**os.environ, "DJANGO_SETTINGS_MODULE": "settings"}
+    subprocess.run([sys.executable, "-c", ROWS], cwd=tmp_path, env=environ, check=True)
+    return tmp_path
+
+
+def test_the_tables_of_django_celery_beat_are_read(django_project):
+    done = section(django_project, "shop:app", DJANGO_SETTINGS_MODULE="settings")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {name: task.schedule for name, task in accepted(django_project, done.stdout).items()} == {
+        "shop.sync": Every(7_200.0),
+        "reports.nightly": Cron("0 3 * * *", "America/New_York"),
+        "shop.settings": Every(60.0),
+    }
+    left_out = [line.strip() for line in done.stdout.splitlines() if "left out" in line]
+    assert [line.partition(" at ")[0] for line in left_out] == [
+        "# left out:",
+        "# left out: new (task shop.new): it starts",
+        "# left out: old (task shop.old): it expired",
+        "# left out: once (task shop.once): it runs once",
+        "# left out: sun (task shop.sun): a solar schedule has no fixed times",
+    ]
+    assert left_out[0] == "# left out: at (task shop.at): it runs once"
+
+
+def test_tables_that_are_missing_are_an_error(django_project):
+    (django_project / "db.sqlite3").unlink()
+    done = section(django_project, "shop:app", DJANGO_SETTINGS_MODULE="settings")
+    assert done.returncode == 1
+    assert "cannot read the tables of django-celery-beat: OperationalError: no such table" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("raise ValueError('no')", "cannot import it: ValueError: "),
+        ("app = 3", "cannot import it: AttributeError: "),
+        ("", "cannot import it: "),
+        ("from celery import Celery\napp = Celery()", "which has no periodic tasks that can be expected"),
+    ],
+)
+def test_an_application_that_cannot_be_used_is_one_line(tmp_path, source, error):
+    (tmp_path / "shop.py").write_text(source)
+    done = section(tmp_path, "shop:app")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("celery-exporter: --from-app: got 'shop:app'")
+    assert error in done.stderr
+
+
+def test_the_application_has_to_be_named():
+    done = run_cli("expected")
+    assert done.returncode == 2
+    assert "--from-app" in done.stderr
