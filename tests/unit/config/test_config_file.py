@@ -211,8 +211,9 @@ def test_commands_for_one_broker_name_those_of_the_file(path):
 
 
 def test_the_schema_knows_all_keys():
-    assert SCHEMA["properties"].keys() == {*KEYS, "brokers"}
-    assert SCHEMA["properties"]["brokers"]["additionalProperties"]["properties"].keys() == BROKER_KEYS.keys()
+    assert SCHEMA["properties"].keys() == {*KEYS, "brokers", "expected"}
+    of_broker = SCHEMA["properties"]["brokers"]["additionalProperties"]["properties"]
+    assert of_broker.keys() == {*BROKER_KEYS, "expected"}
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,14 @@ def test_the_schema_knows_all_keys():
         ({"brokers": {"a b": {"url": "redis://"}}}, False),
         ({"brokers": {"a": {"ulr": "redis://"}}}, False),
         ({"task_ttl": "soon"}, False),
+        ({"expected": [{"task": "a", "every": "1h"}, {"task": "a", "every": 60, "grace": 5}]}, True),
+        ({"expected": [{"task": "a", "cron": "0 3 * * *", "timezone": "UTC"}]}, True),
+        ({"brokers": {"a": {"url": "redis://", "expected": [{"task": "a", "every": 60}]}}}, True),
+        ({"expected": []}, False),
+        ({"expected": [{"task": "a"}]}, False),
+        ({"expected": [{"task": "a", "every": 60, "cron": "0 3 * * *"}]}, False),
+        ({"expected": [{"task": "a", "every": 60, "timezone": "UTC"}]}, False),
+        ({"expected": [{"every": 60}]}, False),
     ],
 )
 def test_the_schema_says_which_files_are_valid(config, is_valid):
