@@ -41,6 +41,7 @@ AGO = "dateTimeFromNow"  # of milliseconds since the epoch
 
 ONLINE: Meanings = {0: ("offline", "red"), 1: ("online", "green")}
 RECEIVING_STATES: Meanings = {0: ("missing events", "red"), 1: ("receiving", "green")}
+OVERDUE: Meanings = {0: ("on time", "green"), 1: ("overdue", "red")}
 YES: Meanings = {0: ("no", "red"), 1: ("yes", "green")}
 
 #: Legends whose lines are named after states.

@@ -42,6 +42,11 @@ def maximum(gauge: str, *by: str) -> str:
     return f"max{_by(by)}({gauge})"
 
 
+def minimum(gauge: str, *by: str) -> str:
+    """Return the minimum of a gauge by these labels: what holds in all replicas and shards."""
+    return f"min{_by(by)}({gauge})"
+
+
 def since_last(timestamp: str, *by: str) -> str:
     """Return the seconds since the latest timestamp, at least 0 despite clock skew."""
     return f"clamp_min(time() - {maximum(timestamp, *by)}, 0)"

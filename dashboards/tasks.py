@@ -5,6 +5,7 @@ from dashboards.build import Board, url_of_value
 from dashboards.panels import (
     AGO,
     ONLINE,
+    OVERDUE,
     PLAIN,
     RATE,
     SECONDS,
@@ -28,6 +29,17 @@ def last_milliseconds(state: str, *by: str) -> str:
     """Return an expression for the time at which a task last entered a state."""
     timestamp = f'celery_task_last_timestamp_seconds{{state="{state}"}}'
     return f"1000 * {q.maximum(timestamp, *by)}"
+
+
+def overdue(state: str) -> str:
+    """Return an expression for whether a task is overdue: 1 if it is in all shards and replicas."""
+    return q.minimum(f'celery_task_overdue{{state="{state}"}}', "task_name")
+
+
+def next_milliseconds(state: str) -> str:
+    """Return an expression for the time at which an expected task is due after its last run."""
+    timestamp = f'celery_task_next_expected_timestamp_seconds{{state="{state}"}}'
+    return f"1000 * {q.maximum(timestamp, 'task_name')}"
 
 
 BOARD = Board(
@@ -255,6 +267,20 @@ BOARD = Board(
                         SECONDS,
                     ),
                 ],
+            ),
+            table(
+                "Expected tasks",
+                "Tasks that have to run by a schedule, and whether they were sent and succeeded in time. A due "
+                "time in the past has no run yet. Empty if the configuration file expects no task.",
+                Column("Task", "task_name"),
+                [
+                    Column("Sent", overdue("PENDING"), meanings=OVERDUE),
+                    Column("Success", overdue("SUCCESS"), meanings=OVERDUE),
+                    Column("Sending due", next_milliseconds("PENDING"), AGO),
+                    Column("Success due", next_milliseconds("SUCCESS"), AGO),
+                ],
+                link=url_of_value("celery-tasks", "task", "Task"),
+                no_value="no task is expected",
             ),
         ],
     },

@@ -28,6 +28,12 @@ except ImportError:
     get_binary_path = None
 
 QUEUES = ("emails", "reports")
+#: Configuration of the exporter: tasks of the client that come all the time.
+CONFIG = """\
+expected:
+  - {task: mail.send, every: 1m}
+  - {task: report.build, every: 1m}
+"""
 #: Seconds for all processes to be ready; it takes three on two cores.
 START_TIMEOUT_SECONDS = 60.0
 #: Seconds of the total time that are reserved for the last tasks, the comparison and the shutdown.
@@ -118,8 +124,10 @@ def start_broker(processes: DemoProcesses) -> str:
 
 def start_exporter_and_workers(processes: DemoProcesses, url: str, port: int) -> None:
     """Start the exporter and the workers at the same time."""
+    config = processes.folder / "exporter.yml"
+    config.write_text(CONFIG)
     exporter = f"-m celery_exporter --broker-url {url} --host 127.0.0.1 --port {port} --update-interval 2"
-    processes.start("exporter", sys.executable, *exporter.split())
+    processes.start("exporter", sys.executable, *exporter.split(), "--config.file", str(config))
     for queue in QUEUES:
         worker = f"-m celery -q -A celery_exporter.demo.tasks worker -n {queue}@demo -Q {queue} -c 2 -E"
         quiet = "--loglevel ERROR --without-gossip --without-mingle"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from celery_exporter.demo.runner import CONFIG
 from harness.exporter import Exporter, clean_environment
 from harness.processes import Process, side_by_side
 from harness.servers import Prometheus
@@ -70,7 +71,7 @@ def scraped_demo(folder: Path, url: str, *options: str, rules: Path | None = Non
     web_config = folder / "web.yml"
     web_config.write_text(json.dumps({"http_server_config": {"headers": {"X-Frame-Options": "deny"}}}))
     config = folder / "config.yml"
-    config.write_text(json.dumps({"log_format": "json"}))  # JSON is YAML
+    config.write_text(f"log_format: json\n{CONFIG}")
     files = ("--web.config.file", str(web_config), "--config.file", str(config))
     files += ("--state-file", str(folder / "state"))
     records = ("--event-log", str(folder / "events.jsonl"), "--history-file", str(folder / "history"))

@@ -33,7 +33,10 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
     """Return what stands between which marks of which page."""
     return {
         REFERENCE / "options.md": {"options": options.long()},
-        REFERENCE / "config-file.md": {"broker": config_file.broker_keys()},
+        REFERENCE / "config-file.md": {
+            "broker": config_file.broker_keys(),
+            "expected": config_file.expected_keys(),
+        },
         REFERENCE / "metrics.md": {"metrics": metrics.long(), "profiles": metrics.others()},
         REFERENCE / "status-api.md": {"api": api.fields("status-api")},
         REFERENCE / "pages-api.md": {"api": api.fields("pages-api")},
