@@ -270,8 +270,8 @@ BOARD = Board(
             ),
             table(
                 "Expected tasks",
-                "Tasks that have to run by a schedule, and whether they were sent and succeeded in time. A due "
-                "time in the past has no run yet. Empty if the configuration file expects no task.",
+                "Tasks that have to run by a schedule, and whether they were sent and succeeded in time. A "
+                "due time in the past has no run yet. Empty if the configuration file expects no task.",
                 Column("Task", "task_name"),
                 [
                     Column("Sent", overdue("PENDING"), meanings=OVERDUE),

@@ -283,7 +283,7 @@ def check_yaml(text: str, folder: Path) -> None:
             path = folder / "prometheus.yml"
             path.write_text(text)
             promtool("check", "config", "--syntax-only", str(path))
-        elif "brokers" in document:
+        elif {"brokers", "expected"} & document.keys():
             path = folder / "config.yml"
             path.write_text(text)
             config_file.read(path)

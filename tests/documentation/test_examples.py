@@ -62,6 +62,13 @@ TESTED_ELSEWHERE = {
 }
 #: The configuration file of commands, which has several brokers.
 CONFIG_FILE = "config.yml"
+#: The application of commands that import one, and its text.
+APPLICATION = "shop.celery"
+PERIODIC = """
+from celery import Celery
+app = Celery("shop")
+app.conf.beat_schedule = {"sync": {"task": "shop.sync", "schedule": 3600}}
+"""
 #: A command that does not end by itself is stopped after this time.
 RUN_SECONDS = 4
 #: The command whose error docs/how-to/migrate.md shows.
@@ -169,6 +176,9 @@ def run_once(command: str, cluster: SimpleNamespace, folder: Path, seconds: int 
         del environment["CELERY_BROKER_URL"]
         brokers = {name: {"url": cluster.broker.url} for name in ("shop", "billing")}
         (folder / CONFIG_FILE).write_text(json.dumps({"brokers": brokers}))
+    if APPLICATION in text:
+        (folder / "shop").mkdir(exist_ok=True)
+        (folder / "shop" / "celery.py").write_text(PERIODIC)
     bounded = f"timeout --preserve-status --signal INT {seconds} {text}" if seconds else text
     result = subprocess.run(
         ["bash", "-c", f"{bounded}; exit ${{PIPESTATUS[0]}}"],
