@@ -23,7 +23,7 @@
     CeleryTaskStuck: { severity: 'warning', 'for': '5m' },
     CeleryTasksOrphaned: { severity: 'warning', 'for': '15m' },
     CeleryRedeliveryStorm: { severity: 'warning', 'for': '10m' },
-    CeleryTaskOverdue: { severity: 'warning', 'for': '1m' },
+    CeleryTaskOverdue: { severity: 'warning', 'for': '2m' },
     CeleryBeatDown: { severity: 'critical', 'for': '5m' },
     CeleryHighQueueDepth: { severity: 'warning', 'for': '10m' },
     CeleryQueueWithoutConsumers: { severity: 'critical', 'for': '5m' },

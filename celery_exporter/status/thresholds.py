@@ -35,7 +35,7 @@ TABLE = (
     Threshold("CeleryTaskStuck", "warning", 300, "stuckSeconds", 3_600),
     Threshold("CeleryTasksOrphaned", "warning", 900, "orphans", 0.5),
     Threshold("CeleryRedeliveryStorm", "warning", 600, "redeliveryRatio", 0.10),
-    Threshold("CeleryTaskOverdue", "warning", 60),
+    Threshold("CeleryTaskOverdue", "warning", 120),
     Threshold("CeleryBeatDown", "critical", 300),
     Threshold("CeleryHighQueueDepth", "warning", 600, "queueDepth", 1_000),
     Threshold("CeleryQueueWithoutConsumers", "critical", 300),

@@ -468,6 +468,8 @@ def test_runbooks_name_existing_metrics_options_alerts_and_settings():
         "--without-heartbeat",
         "--pid",
         "--cacert",
+        "--name",
+        "--url",
     }
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) <= exporter_options | other_options
 
