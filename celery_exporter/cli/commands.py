@@ -541,10 +541,10 @@ def check_config(context: click.Context, file: str) -> None:
 )
 @click.pass_context
 def expected(context: click.Context, app: str) -> None:
-    """Print the section of expected tasks for a configuration file.
+    """Print the expected tasks of an application.
 
-    It has the periodic tasks of beat_schedule and, if DJANGO_SETTINGS_MODULE is set, those in the tables of
-    django-celery-beat. Run it where the application and its packages are installed. Connects to no broker.
+    Prints the section `expected` of a configuration file, with the tasks of beat_schedule and, if
+    DJANGO_SETTINGS_MODULE is set, those in the tables of django-celery-beat. Run it where the application and its packages are installed. Connects to no broker.
     Exit code 0: printed; 1: the application cannot be imported, or has no periodic tasks.
     """
     unblock_signals()
