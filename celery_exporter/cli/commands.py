@@ -544,8 +544,9 @@ def expected(context: click.Context, app: str) -> None:
     """Print the expected tasks of an application.
 
     Prints the section `expected` of a configuration file, with the tasks of beat_schedule and, if
-    DJANGO_SETTINGS_MODULE is set, those in the tables of django-celery-beat. Run it where the application and its packages are installed. Connects to no broker.
-    Exit code 0: printed; 1: the application cannot be imported, or has no periodic tasks.
+    DJANGO_SETTINGS_MODULE is set, those in the tables of django-celery-beat. Run it where the application
+    and its packages are installed. Connects to no broker. Exit code 0: printed; 1: the application
+    cannot be imported, or has no periodic tasks.
     """
     unblock_signals()
     from celery_exporter.beat_schedule.app import AppError, entries_of  # noqa: PLC0415  imports Celery
