@@ -28,7 +28,7 @@ def entries_of(name: str) -> list[Entry]:
     """Return the entries of an application, which `celery --app` finds by the same name.
 
     An entry that is in the tables as well is as in the tables: beat's DatabaseScheduler copies the others
-    there, and somebody may have changed or disabled it since. Raises AppError.
+    there, where they can be changed or disabled. Raises AppError.
     """
     sys.path.insert(0, str(Path.cwd()))
     with redirect_stdout(sys.stderr):  # what the application prints is no part of the section

@@ -50,11 +50,12 @@ class Cron(Struct, frozen=True, tag=True):
         zone = time_zone(self.timezone)
         local = datetime.fromtimestamp(after, zone).replace(tzinfo=None)
         for due in _due_times(self.expression, local):
-            # In a skipped hour, the two are different, and fold=1 is the earlier one (PEP 495). In a repeated
-            # hour, fold=0 is the first of both.
-            instants = [due.replace(tzinfo=zone, fold=fold).timestamp() for fold in (0, 1)]
-            if min(instants) > after + EARLY_SECONDS:
-                return instants[0]
+            # The two are different in an hour that is skipped, where the second is the earlier one (PEP 495),
+            # and in one that is repeated.
+            first = due.replace(tzinfo=zone).timestamp()
+            second = due.replace(tzinfo=zone, fold=1).timestamp()
+            if min(first, second) > after + EARLY_SECONDS:
+                return first
         raise ValueError(self.expression)  # `check_cron` refuses an expression that is never due
 
 
