@@ -105,7 +105,7 @@ newer: servers  ## download RabbitMQ 4 and Prometheus 3 for the tests, because D
 	@tests/install-newer.sh prometheus-3 prometheus base-files coreutils dash
 
 lock:  ## update requirements.lock to the newest versions, with hashes
-	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --upgrade --extra demo --extra top --extra otlp --group dev --group docs --group results -o requirements.lock pyproject.toml
 
 clean:  ## remove the virtual environment and caches

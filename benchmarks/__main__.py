@@ -331,7 +331,7 @@ def describe(brokers: list[Broker]) -> str:
     models = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     packages = ("celery-event-exporter", "celery", "kombu", "redis", "hiredis", "msgspec", "uvicorn")
     return (
-        f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}, {models[0] if models else platform.machine()}, "
+        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {models[0] if models else platform.machine()}, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, "
         f"{', '.join(broker.version for broker in brokers)}\n"
         f"{', '.join(f'{package} {version(package)}' for package in packages)}\n"

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +73,7 @@ def main() -> None:
         }
     report = "\n".join([*idle_lines(*idle), *part_lines(relayed, own, alone), *large_lines(relayed, own)])
     sys.stdout.write(f"{report}\n")
-    day = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    day = f"{datetime.now(UTC):%Y-%m-%d}"
     heading = f"What it printed on {day}, with a load of {load:.1f} before (compare numbers of one run):"
     options.page.write_text(
         filled(options.page.read_text(), {"capacity": f"{heading}\n\n```text\n{report}\n```"})

@@ -20,7 +20,7 @@ from benchmarks.brokers import Broker, VoidError
 from benchmarks.peer import START
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 #: A process is idle after so many seconds without work; seconds between checks; CPU seconds that count as
 #: idle.

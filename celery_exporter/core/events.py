@@ -15,7 +15,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -337,7 +337,7 @@ def epoch(eta: str | None) -> float:
     if not eta:
         return 0.0
     try:
-        parsed = datetime.fromisoformat(eta.replace("Z", "+00:00"))
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
+        parsed = datetime.fromisoformat(eta)
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return 0.0

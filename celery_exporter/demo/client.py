@@ -9,7 +9,7 @@ import random
 import signal
 import sys
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ def send(queue: str, name: str, *args: Any, **options: Any) -> str:
 
 def soon() -> datetime:
     """Return a random time within the next two seconds."""
-    return datetime.now(timezone.utc) + timedelta(seconds=rng.uniform(0.5, 2))
+    return datetime.now(UTC) + timedelta(seconds=rng.uniform(0.5, 2))
 
 
 def send_retried(*retries: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from celery_exporter.core.task_info import OPEN_STATE_NAMES, AttemptInfo, TaskInfo
 from celery_exporter.quoting import printable, shell_word
@@ -141,7 +141,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _at(at: float) -> str:
-    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
 def _ago(at: float, now: float) -> str:

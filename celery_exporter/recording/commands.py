@@ -83,7 +83,7 @@ def _batches(
         try:
             while not ended():
                 yield consumer.read(POLL_SECONDS)
-        except BrokerError as error:  # noqa: PERF203  rare
+        except BrokerError as error:
             say(f"recording is interrupted, reconnecting: {error}")
             _reconnect(consumer, config, ended, say)
 

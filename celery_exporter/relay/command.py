@@ -134,7 +134,7 @@ def _batches(
                 outage.note("")
                 waits = back_off(longest)
                 yield messages
-        except BrokerError as error:  # noqa: PERF203  rare
+        except BrokerError as error:
             outage.note(str(error))
             consumer.close()
             _wait(next(waits), ended)

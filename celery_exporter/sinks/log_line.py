@@ -7,7 +7,7 @@ docs/reference/records.md. Fields may be added; none is renamed, removed or give
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -18,7 +18,7 @@ from celery_exporter.core.types import State
 
 _NAMES = {state: state.name for state in State}
 _encoder = msgspec.json.Encoder()
-_datetime, _UTC = datetime.fromtimestamp, timezone.utc
+_datetime, _UTC = datetime.fromtimestamp, UTC
 
 _Text = str | None
 _Epoch = float | None  # epoch seconds of the sender's clock

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import lru_cache
 
 from msgspec.structs import replace
@@ -206,7 +206,7 @@ def _message_id_head(length: int) -> bytes:
 
 def _eta(eta: float) -> bytes:
     try:
-        return _encoded({"celery.eta": datetime.fromtimestamp(eta, timezone.utc).isoformat()})
+        return _encoded({"celery.eta": datetime.fromtimestamp(eta, UTC).isoformat()})
     except (ValueError, OverflowError):  # a time zone can move the last second of 9999 into the year 10000
         return b""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import Struct
@@ -326,7 +326,7 @@ def _ago(value: float) -> str:
 
 
 def _clock(value: float, _: float) -> str:
-    return datetime.fromtimestamp(value, timezone.utc).strftime("%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(value, UTC).strftime("%m-%d %H:%M:%S")
 
 
 def _sparkline(points: Sequence[tuple[float, int | None]], now: float) -> str:
@@ -352,7 +352,7 @@ SPARKLINE_CHARACTERS, _BLOCKS = 15, "▁▂▃▄▅▆▇█"
 
 
 def _minute(value: float, _: float) -> str:
-    return datetime.fromtimestamp(value, timezone.utc).strftime("%H:%M")
+    return datetime.fromtimestamp(value, UTC).strftime("%H:%M")
 
 
 def _time(value: float, _: float) -> str:
@@ -365,7 +365,7 @@ def _precise(value: float, _: float) -> str:
 
 def utc(value: float) -> str:
     """Return a time in UTC with milliseconds."""
-    at = datetime.fromtimestamp(value, timezone.utc)
+    at = datetime.fromtimestamp(value, UTC)
     return at.replace(tzinfo=None).isoformat(" ", "milliseconds")
 
 

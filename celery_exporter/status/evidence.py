@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from celery_exporter.core.message_location import QueueLook
 from celery_exporter.core.snapshot import WorkerView
@@ -19,7 +19,7 @@ MAX_LISTED_QUEUES = MAX_LISTED_WORKERS = 5
 def at(timestamp: float) -> str:
     """Return an epoch second as a time in UTC."""
     try:
-        moment = datetime.fromtimestamp(timestamp, timezone.utc)
+        moment = datetime.fromtimestamp(timestamp, UTC)
     except (ValueError, OverflowError, OSError):
         return f"epoch second {timestamp:.0f}"
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -39,9 +39,8 @@ HIGH_WATER_BYTES = 16_384
 TLS_BUFFER_BYTES = 16_384
 
 
-# Python 3.11 and later have a read buffer of 256 KiB for each TLS connection, and a request is a few hundred
-# bytes. (Older versions have neither this attribute nor this buffer.)
-SSLProtocol.max_size = TLS_BUFFER_BYTES  # type: ignore[attr-defined]
+# asyncio has a read buffer of 256 KiB for each TLS connection, and a request is a few hundred bytes.
+SSLProtocol.max_size = TLS_BUFFER_BYTES
 
 
 def unsent_bytes(transport: asyncio.Transport) -> int:

@@ -42,7 +42,7 @@ async def explained(
         return Problem(str(error), (), error.uuids), 300, {}
     except BusyError as error:
         return Problem(str(error)), 429, {"Retry-After": str(error.seconds)}
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return Problem(f"no answer of the broker in {MAX_ANSWER_SECONDS:g} s"), 504, {}
     return explanation, 200, {}
 

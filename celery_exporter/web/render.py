@@ -168,7 +168,7 @@ class _UnreadAnswers:
             self._removed.clear()
             try:
                 await asyncio.wait_for(self._removed.wait(), max(0.0, deadline - time.monotonic()))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 oldest, started = next(iter(self._started.items()))
                 if time.monotonic() - started < MAX_WAIT_SECONDS:
                     return False
@@ -192,7 +192,7 @@ class _ChunkedPage(Response):
         self._unread.add(self)
         try:
             await asyncio.wait_for(self._send_all(send), READ_TIMEOUT_SECONDS)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self.cut()
         finally:
             self._unread.remove(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import Struct
@@ -82,8 +82,8 @@ def _time(text: str, now: float) -> float:
     try:
         return _bounded(float(text))
     except ValueError:
-        at = datetime.fromisoformat(text.replace("Z", "+00:00"))
-        return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp()
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def _seconds(text: str, _: float) -> float:

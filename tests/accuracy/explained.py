@@ -12,7 +12,7 @@ from harness.diagnoses import LAG_SECONDS, PENDING, Asker, contradictions, state
 from harness.outcomes import Entry
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from .scene import Scene
 

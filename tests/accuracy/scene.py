@@ -20,8 +20,9 @@ from .explained import Explained
 from .sums import TASKS, UNKNOWN, differences, excesses, exposed_sums, recorded_sums
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from celery import Celery
-    from typing_extensions import Self
 
 #: `make truth` runs the full form of the scenarios, which takes minutes. The short form takes seconds.
 FULL = os.environ.get("TRUTH_SIZE") == "full"

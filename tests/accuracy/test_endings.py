@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -65,7 +65,7 @@ def test_every_ending_is_counted(scene: Scene, scenario: Row) -> None:
     queues = tuple(options.get("queues", "celery") for _, options in scenario.workers)
     send_expired(scene, queues)
     send_revoked(scene, queues, len(scenario.workers))
-    scene.send("tasks.succeed", queue=queues[0], eta=datetime.now(timezone.utc) + timedelta(seconds=1))
+    scene.send("tasks.succeed", queue=queues[0], eta=datetime.now(UTC) + timedelta(seconds=1))
     send_shuffled(scene, scenario.jobs, queues)
     scene.await_ends()
     samples = scene.assert_exact()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pytest
 from harness.events import publish_event_bytes, publish_events, task_events
@@ -19,7 +19,6 @@ from harness.outcomes import Attempt, Outcome, RedisOutcomes
 from harness.servers import RabbitServer, RedisServer
 from harness.waiting import eventually
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from typing_extensions import Self
 
 from .conftest import add_results
 from .jobs import BACK_OFF, KILLED, LATER, PLAIN, send_shuffled

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -49,7 +49,7 @@ def test_a_countdown_that_another_worker_takes_over_waits_from_its_eta(
     labels = {"task_name": "tasks.succeed", "queue_name": "celery"}
     with received_events(client) as events:
         eventually(lambda: events, what="a heartbeat, which shows that the subscription is open")
-        eta = datetime.now(timezone.utc) + timedelta(seconds=ETA_SECONDS)
+        eta = datetime.now(UTC) + timedelta(seconds=ETA_SECONDS)
         for _ in range(4):
             client.send_task("tasks.succeed", queue="celery", eta=eta)
         until_equal(lambda: app.value("celery_tasks_in_flight", state="RECEIVED", **labels), 4)
@@ -71,7 +71,7 @@ def test_waits_are_measured_from_the_eta(running, exporter, worker, client, outc
     labels = {"task_name": "tasks.succeed", "queue_name": "celery"}
     with received_events(client) as events:
         eventually(lambda: events, what="a heartbeat, which shows that the subscription is open")
-        eta = datetime.now(timezone.utc) + timedelta(seconds=4)
+        eta = datetime.now(UTC) + timedelta(seconds=4)
         for _ in range(3):
             client.send_task("tasks.succeed", queue="celery", eta=eta)
         until_equal(lambda: outcomes.total("SUCCESS"), 3, 60)

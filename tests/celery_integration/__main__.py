@@ -52,7 +52,7 @@ def _is_good(outcome: Outcome) -> bool:
 
 
 def _now() -> dt.datetime:
-    return dt.datetime.now(dt.timezone.utc)
+    return dt.datetime.now(dt.UTC)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import tomllib
 
 import pytest
-import tomllib
 from harness import compose
 from harness.processes import ROOT
 
@@ -39,7 +39,7 @@ def test_the_table_has_all_images_and_no_others():
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_the_release_of_an_image_is_supported(name):
-    message = problem(IMAGES[name], pinned()[name], dt.datetime.now(dt.timezone.utc).date())
+    message = problem(IMAGES[name], pinned()[name], dt.datetime.now(dt.UTC).date())
     assert message == "", f"{message}; pin a newer release of {name}, and see {IMAGES[name]['source']}"
 
 

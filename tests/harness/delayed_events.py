@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import kombu
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from celery import Celery
-    from typing_extensions import Self
 
 
 class DelayedDispatcher:

@@ -23,7 +23,7 @@ from harness.time_spans import TimeSpan
 from harness.waiting import ANSWER_TIMEOUT, BUSY_FACTOR, eventually
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from harness.processes import free_port
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 CHUNK_BYTES = 65_536
 POLL_SECONDS = 0.05

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from harness.waiting import ANSWER_TIMEOUT
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 REQUEST = (
     b"GET /metrics HTTP/1.1\r\nHost: slow\r\nAccept: text/plain\r\nX-Padding: " + b"a" * 1000 + b"\r\n\r\n"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness.waiting import POLL_SECONDS, eventually
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 #: On a machine where nothing else runs, as for `make faults`, limits apply to the elapsed time.
 QUIET = os.environ.get("MACHINE") == "quiet"

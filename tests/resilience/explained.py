@@ -16,7 +16,7 @@ from harness.waiting import eventually
 from harness.workers import client
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from .availability_contract import Watched
 

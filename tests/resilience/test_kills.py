@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -30,7 +30,7 @@ MESSAGE_TASKS = 500
 
 def send_open(url: str, count: int) -> None:
     """Send tasks that are due tomorrow."""
-    eta = (datetime.now(timezone.utc) + timedelta(days=1)).isoformat()
+    eta = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     with kombu.Connection(url) as connection:
         producer = connection.Producer(exchange=get_exchange(connection))
         head = {"type": "task-sent", "hostname": "client@box", "name": "open", "queue": "made", "eta": eta}

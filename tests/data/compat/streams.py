@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def timed(groups: Iterable[Events]) -> Iterator[dict[str, Any]]:
         for event in group:
             clock, now = clock + 1, now + STEP_SECONDS + event.pop("after", 0.0)
             if "eta" in event:
-                eta = eta or datetime.fromtimestamp(now + event["eta"], timezone.utc).isoformat()
+                eta = eta or datetime.fromtimestamp(now + event["eta"], UTC).isoformat()
                 event["eta"] = eta
             common = {"utcoffset": 0, "pid": 1, "clock": clock, "timestamp": now}
             task = {"uuid": f"task-{number}"} if event["type"].startswith("task-") else {}

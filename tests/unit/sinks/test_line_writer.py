@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 from celery_exporter.sinks.line_writer import MAX_ATOMIC_BYTES, LineWriter, Progress
 

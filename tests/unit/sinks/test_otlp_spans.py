@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
@@ -291,7 +291,7 @@ def nanoseconds(at: float) -> int:
 
 def iso(eta: float | None) -> str | None:
     try:
-        return None if eta is None else datetime.fromtimestamp(eta, timezone.utc).isoformat()
+        return None if eta is None else datetime.fromtimestamp(eta, UTC).isoformat()
     except (ValueError, OverflowError):
         return None
 
