@@ -1,18 +1,44 @@
-"""Stores the commit that a package is built from, for `celery-exporter --version`."""
+"""What a package gets at its build: the commit, for `celery-exporter --version`, and a readme for an index."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 #: The file is in the root of a source package and of an image build (see Dockerfile), and in the package of a
 #: wheel.
 NAME = "REVISION"
+
+
+class Readme(MetadataHookInterface):
+    """Makes the links of README.md absolute: a package index has no other files of the repository."""
+
+    PLUGIN_NAME = "custom"
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Set the readme, whose links point to the tag of this version."""
+        root = Path(self.root)
+        version = re.search(
+            '^__version__ = "(.+)"$', (root / "celery_exporter/__init__.py").read_text(), re.MULTILINE
+        )
+        text = with_absolute_links(
+            (root / "README.md").read_text(), metadata["urls"]["Homepage"], f"v{version[1]}"
+        )
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
+
+
+def with_absolute_links(markdown: str, repository: str, tag: str) -> str:
+    """Return a readme whose relative links and pictures are URLs of files in a repository on GitHub."""
+    link = re.compile(r"(?<=\]\()(?!https?://|#)(?=[^)\s]+\))")
+    picture = re.compile(r"(!\[[^\]]*\]\()(?!https?://)")
+    return link.sub(f"{repository}/blob/{tag}/", picture.sub(rf"\g<1>{repository}/raw/{tag}/", markdown))
 
 
 class Revision(BuildHookInterface[Any]):

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from kombu.transport import TRANSPORT_ALIASES
 
 from celery_exporter.errors import BadSettingError
+from celery_exporter.installation import install_command
 
 REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
 AMQP = frozenset({"amqp", "amqps", "pyamqp"})
@@ -139,7 +140,8 @@ def not_installed(scheme: str, error: Exception) -> UnusableURLError:
     """Return the error for a transport whose driver is missing."""
     name = scheme.partition("+")[0]
     return UnusableURLError(
-        f"--broker-url: the package for {scheme}:// is missing ({error}); pip install 'celery[{name}]'"
+        f"--broker-url: the package for {scheme}:// is missing ({error}); "
+        f"run: {install_command(f'celery[{name}]')}"
     )
 
 

