@@ -23,9 +23,8 @@ RUN uv venv /opt/celery-exporter \
     && uv pip install --python /opt/celery-exporter --compile-bytecode --only-binary :all: \
         --require-hashes --constraints requirements.lock --extra otlp -r pyproject.toml
 COPY celery_exporter celery_exporter
-COPY alerts/celery.rules.yml alerts/
-COPY dashboards/import dashboards/import
-COPY dashboards/provisioning dashboards/provisioning
+COPY alerts alerts
+COPY dashboards dashboards
 COPY hatch_build.py ./
 ARG REVISION=unknown
 RUN echo "${REVISION}" > REVISION \

@@ -1,4 +1,4 @@
-"""What a package gets at its build: the commit, for `celery-exporter --version`, and a readme for an index."""
+"""What a package gets at its build: the commit, for `--version`, and a readme with links for an index."""
 
 from __future__ import annotations
 

@@ -91,6 +91,6 @@ def test_the_command_in_an_error_installs_the_missing_extra(installed, tmp_path)
     result = run(*check, check=False)
     command = re.search("is not installed; run: (.+)", result.stderr)
     assert (result.returncode, bool(command)) == (2, True), result.stderr
-    tools = Path(need("pipx")).parent  # pipx and uv are on the path of whoever installed with them
+    tools = Path(need("pipx")).parent  # where pipx and uv are
     run("sh", "-c", command[1], PATH=f"{tools}:{os.environ['PATH']}", **environment)
     assert ": valid, 1 broker" in run(*check).stdout

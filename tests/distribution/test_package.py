@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
+from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
 from harness.processes import ROOT, need
+from readme_renderer import markdown
+from trove_classifiers import classifiers as known_classifiers
+
+import celery_exporter
 
 PARTS = (
     *("celery_exporter", "alerts", "dashboards"),
@@ -128,3 +135,21 @@ def test_a_repository_in_the_environment_is_ignored(sources, tmp_path, monkeypat
 def test_without_a_repository_there_is_no_commit_even_in_a_parent_repository(sources, tmp_path):
     git(tmp_path, "init", "--quiet")
     assert "commit" not in version_output(build(sources, "wheel"))
+
+
+def test_the_readme_of_a_package_renders_and_has_no_link_into_the_repository(sources):
+    with zipfile.ZipFile(build(sources, "wheel")) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
+        metadata = BytesParser().parsebytes(wheel.read(name))
+    assert set(metadata.get_all("Classifier")) <= known_classifiers
+    page = markdown.render(metadata.get_payload())
+    assert page is not None
+    links = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert len(links) > 40
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    pictures = [link for link in links if link.endswith((".png", ".svg"))]
+    assert pictures
+    assert all(f"/raw/v{celery_exporter.__version__}/docs/img/" in link for link in pictures)
+    # Every one that points into the repository names a file of it.
+    into = [link.partition(f"/v{celery_exporter.__version__}/")[2] for link in links]
+    assert [path for path in into if path and not (ROOT / path.partition("#")[0]).exists()] == []

@@ -48,7 +48,7 @@ NOT_RUN = {
     "journalctl": "reads the log of the machine",
     "kubectl": "no cluster; tests/distribution/test_kubernetes.py",
     "make": "tests/integration/test_harness.py, tests/integration/test_benchmarks.py",
-    "pip": "installs a package",
+    "pip": "tests/distribution/test_install.py",
     "py-spy": "not installed",
     "sed": "changes the rules; tests/alerts/test_rules.py runs it on a copy",
     "systemctl": "changes the machine; tests/distribution/test_systemd.py",

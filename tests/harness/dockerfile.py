@@ -74,6 +74,7 @@ def context(source: Path, folder: Path) -> Path:
     ignore = shutil.ignore_patterns(*(line.removeprefix("**/") for line in excluded))
     folder.mkdir()
     for name in included:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (source / name).is_dir():
             shutil.copytree(source / name, folder / name, ignore=ignore)
         else:

@@ -112,12 +112,12 @@ def test_no_color_disables_colors(terminal, app):
         wait_for_exit(top)
 
 
-def test_without_textual_one_line_names_the_extra_to_install(terminal, tmp_path):
+def test_without_textual_one_line_says_what_installs_it(terminal, tmp_path):
     module = "raise ModuleNotFoundError(\"No module named 'textual'\", name='textual')"
     (tmp_path / "textual.py").write_text(module)
     top = terminal(environment={"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
     assert top.wait() == 1
-    top.shows("pip install 'celery-event-exporter[top]'")
+    top.shows("-m pip install 'textual>=8.0'")
     assert top.written().count("\n") == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -119,7 +120,7 @@ def _unusable_urls() -> Iterator[Problem]:
     ]
     for error in errors:
         message, _, remedy = str(error).removeprefix("--broker-url: ").partition("; ")
-        remedy = re.sub("(?<=kombu supports ).*", "…", remedy)
+        remedy = re.sub("(?<=kombu supports ).*", "…", remedy).replace(sys.executable, "PYTHON")
         yield replace(UNUSABLE_URL, message=message, remedy=UNUSABLE_URL.remedy.format(remedy=remedy))
 
 

@@ -20,6 +20,7 @@ from celery_exporter.config.loader import load
 from celery_exporter.core.records import ATTEMPT_ENDS
 from celery_exporter.core.types import State
 from celery_exporter.errors import BadSettingError
+from celery_exporter.installation import extra_command
 from celery_exporter.sinks.base import REJECTED, TOO_LARGE, PermanentError, TemporaryError
 from celery_exporter.sinks.config import OtlpConfig
 from celery_exporter.sinks.factory import sinks_for
@@ -200,6 +201,5 @@ def test_a_missing_extra_is_named(monkeypatch):
     with pytest.raises(BadSettingError) as caught:
         sinks_for(config)
     assert str(caught.value) == (
-        "--otlp-endpoint: opentelemetry-proto is not installed; "
-        "run: pip install 'celery-event-exporter[otlp]'"
+        f"--otlp-endpoint: opentelemetry-proto is not installed; run: {extra_command('otlp')}"
     )
