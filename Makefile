@@ -16,17 +16,27 @@ UV_VERSION := 0.13.8
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
+define NEW_VENV
+{ python3 -m venv .venv || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+  && apt-get update -q && apt-get install -y -q python3-venv && python3 -m venv .venv; } \
+  || { echo "make: python3 -m venv failed; on Debian: sudo apt-get install python3-venv" >&2; exit 1; }; } \
+  && $(PY) -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+endef
+
 # The lock file contains uv, so that the sync does not remove it.
 .venv/synced: requirements.lock pyproject.toml
-	@python3 -m venv .venv || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -q && apt-get install -y -q python3-venv && python3 -m venv .venv; } \
-	  || { echo "make: python3 -m venv failed; on Debian: sudo apt-get install python3-venv" >&2; exit 1; }
-	@$(PY) -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	@$(NEW_VENV)
 	.venv/bin/uv pip sync -q --require-hashes --python $(PY) requirements.lock
 	.venv/bin/uv pip install -q --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: .venv/synced  ## run an embedded broker, workers, a client and the exporter until Ctrl-C (or for DEMO_SECONDS=20)
+# Less than a tenth of all. Where `.venv/synced` was made, it has no other versions.
+.venv/demo: requirements.lock pyproject.toml
+	@$(NEW_VENV)
+	.venv/bin/uv pip install -q --python $(PY) --constraints requirements.lock --build-constraints requirements.lock -e '.[demo]'
+	@touch $@
+
+demo: .venv/demo  ## run an embedded broker, workers, a client and the exporter until Ctrl-C (or for DEMO_SECONDS=20)
 	@exec .venv/bin/celery-exporter demo --port $(DEMO_PORT) $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
 
 stack: .venv/synced servers  ## run docker-compose.yml without Docker until Ctrl-C (or for STACK_SECONDS=60)

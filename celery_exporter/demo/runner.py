@@ -47,13 +47,12 @@ DRAIN_TIMEOUT_SECONDS = 20.0
 COUNT_TIMEOUT_SECONDS = 10.0
 
 RUNNING = """\
+Open http://127.0.0.1:{port}/ for the overview; the metrics are at /metrics.
 Running, with its logs in {folder}:
   broker    {url} (an embedded Valkey)
   workers   emails@demo, reports@demo (Celery prefork, two processes each), and a beat
   client    about 25 tasks a second, in bursts: they succeed, fail, retry, wait, expire or are revoked
   exporter  http://127.0.0.1:{port}/
-Open        http://127.0.0.1:{port}/metrics
-or          curl -s http://127.0.0.1:{port}/metrics | grep ^celery_tasks_total
 Ctrl-C stops everything."""
 
 

@@ -67,6 +67,8 @@ def build(folder: Path, target: str) -> Path:
     """Build a wheel or an sdist without a network, and return its path."""
     directory = folder.parent / target
     command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(directory)]
+    if os.geteuid() == 0:
+        command = [need("unshare"), "--net", *command]
     subprocess.run(command, cwd=folder, env={**os.environ, **NO_CONFIG}, check=True, capture_output=True)
     (package,) = directory.iterdir()
     return package
