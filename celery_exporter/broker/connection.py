@@ -68,6 +68,8 @@ _ONE_PROCESS = frozenset({"memory"})
 #: longer than the consumer's own visibility timeout (kombu.transport.redis.QoS.restore_visible): long tasks
 #: would run twice. So ours never ends; workers return messages by their own.
 _RESTORE_NOTHING = {"visibility_timeout": 1e10}
+#: Packages whose errors are about the code, not about the broker.
+_NO_DRIVERS = frozenset({"builtins", "celery_exporter"})
 _TLS = {"rediss": "ssl_cert_reqs", "amqps": "cert_reqs"}
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
@@ -190,11 +192,22 @@ def broker_errors(connection: kombu.Connection) -> Iterator[None]:
     expected = (*connection.connection_errors, *connection.channel_errors, KombuError, OSError, UnicodeError)
     try:
         yield
-    except expected as error:
+    except Exception as error:
+        if not (isinstance(error, expected) or _is_of_driver(error, connection)):
+            raise
         text = " ".join(str(error).split()) or type(error).__name__
         if connection.ssl and _NO_TLS.search(text):
             text += " (does this port speak TLS?)"
         raise BrokerError(_without_secrets(text, connection)) from error
+
+
+def _is_of_driver(error: Exception, connection: kombu.Connection) -> bool:
+    """Return whether a driver raised this error, which kombu may not list: psycopg, SQLAlchemy, botocore.
+
+    kombu lists all errors of the drivers of AMQP and Redis.
+    """
+    package = type(error).__module__.partition(".")[0]
+    return connection.transport.driver_type not in {"amqp", "redis"} and package not in _NO_DRIVERS
 
 
 class Source(Protocol):

@@ -22,6 +22,8 @@ _TLS_OPTIONS = frozenset({*_TLS_FILES, "cert_reqs", "ciphers", "server_hostname"
 #: After the last @: host, port and path.
 _ADDRESS = re.compile(r"(?:\[[^]]*\]|[^:/?#]*)(?::(?P<port>[^/?#]*))?(?:/(?P<path>[^?#]*))?")
 _MAX_PORT = 65_535
+#: Scheme → its package, if kombu has no extra of the same name.
+_PACKAGES = {"sqla": "kombu[sqlalchemy]", "kafka": "kombu[confluentkafka]", "etcd": "python-etcd"}
 
 
 class UnusableURLError(BadSettingError):
@@ -139,9 +141,9 @@ def unreadable(scheme: str) -> UnusableURLError:
 def not_installed(scheme: str, error: Exception) -> UnusableURLError:
     """Return the error for a transport whose driver is missing."""
     name = scheme.partition("+")[0]
+    package = _PACKAGES.get(name, f"kombu[{name.lower()}]")
     return UnusableURLError(
-        f"--broker-url: the package for {scheme}:// is missing ({error}); "
-        f"run: {install_command(f'celery[{name}]')}"
+        f"--broker-url: the package for {scheme}:// is missing ({error}); run: {install_command(package)}"
     )
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from importlib.metadata import metadata
 
-from celery_exporter.broker.url import UnusableURLError, check_text
+import pytest
+from kombu.transport import TRANSPORT_ALIASES
+
+from celery_exporter.broker.url import UnusableURLError, check_text, not_installed
+
+#: Schemes whose packages are requirements of the exporter or of Python.
+INSTALLED = {"amqp", "amqps", "pyamqp", "redis", "rediss", "sentinel", "memory", "filesystem"}
 
 
 @pytest.mark.parametrize(
@@ -46,3 +53,9 @@ def test_a_port_is_in_its_range(port):
     with pytest.raises(UnusableURLError, match="the port is not between 1 and 65535") as error:
         check_text(f"amqp://guest:{port}")
     assert port not in str(error.value).replace("65535", "").split()
+
+
+@pytest.mark.parametrize("scheme", sorted(TRANSPORT_ALIASES.keys() - INSTALLED - {"etcd"}))
+def test_a_missing_package_is_installed_by_an_extra_of_kombu(scheme):
+    (extra,) = re.findall(r"pip install 'kombu\[(\w+)\]'", str(not_installed(f"{scheme}+x", ImportError())))
+    assert extra in metadata("kombu").get_all("Provides-Extra")
