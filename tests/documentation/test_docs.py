@@ -293,6 +293,10 @@ def check_yaml(text: str, folder: Path) -> None:
             check_vector(document)
         elif "pipeline" in document:
             check_fluent_bit(document)
+        elif "receivers" in document:  # of an OpenTelemetry Collector, which is not available here
+            check_yaml(yaml.safe_dump(document["receivers"]["prometheus"]["config"]), folder)
+        elif "instances" in document:
+            check_datadog(document)
         else:  # of Kubernetes, of Grafana, or of Tempo
             assert {"apiVersion", "resources", "distributor"} & document.keys(), document.keys()
 
@@ -305,6 +309,14 @@ def check_vector(document: dict[str, Any]) -> None:
     assert {name for reader in readers.values() for name in reader["inputs"]} == (
         components.keys() - document["sinks"].keys()
     )
+
+
+def check_datadog(document: dict[str, Any]) -> None:
+    """Check that the check of Datadog's Agent adds existing metrics. The Agent is not available here."""
+    (instance,) = document["instances"]
+    assert urlsplit(instance["openmetrics_endpoint"]).path == "/metrics"
+    names = {name.removesuffix("_total") for name in (row.name for row in metrics.rows())}
+    assert {name for row in instance.get("extra_metrics", []) for name in row} <= names
 
 
 def check_fluent_bit(document: dict[str, Any]) -> None:

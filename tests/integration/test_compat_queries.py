@@ -2,7 +2,8 @@
 
 The demo runs once, on real workers. Exporters subscribe to its events with each profile alone, and with each
 set of profiles to which no other can be added. Each exporter with queries has its own Prometheus, so that the
-queries run unchanged.
+queries run unchanged. The exporter with the profile flower has the names that other products read from Flower
+(tests/data/compat/scrapers.yaml).
 """
 
 import math
@@ -17,12 +18,16 @@ from harness.exporter import Exporter
 from harness.processes import ROOT, TESTS, side_by_side
 from harness.servers import PROMETHEUSES
 from harness.waiting import eventually
+from prometheus_client.parser import text_string_to_metric_families
 
 from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import ProfilesClashError, select
 
 COPY = TESTS / "data" / "compat" / "queries.yaml"
 SHARED = ROOT.parent / "shared" / "contracts" / "queries.yaml"
+#: What other products read from the profile flower.
+SCRAPERS = yaml.safe_load((TESTS / "data" / "compat" / "scrapers.yaml").read_text())
+PAGE = ROOT / "docs/how-to/datadog-and-signoz.md"
 CONTRACT = {entry["profile"]: entry for entry in yaml.safe_load(COPY.read_text())}
 NATIVE = CONTRACT["native"]
 TESTED_HERE = {"queries", "queries_with_worker_label", "curl", "families"}
@@ -71,6 +76,11 @@ FAMILIES = [
     for exporter_name, names in PROFILES.items()
     for name in names
     for family, contract in CONTRACT[name].get("families", {}).items()
+]
+NAMES = [
+    pytest.param(scraper.get("family", False), name, contract, id=f"{scraper['product']}-{name}")
+    for scraper in SCRAPERS
+    for name, contract in scraper["names"].items()
 ]
 
 
@@ -137,6 +147,37 @@ def test_a_family_of_the_contract_has_its_type_and_labels(demo, exporter_name, f
     samples = eventually(samples_of_family, DEADLINE_SECONDS, what=family)
     assert {frozenset(labels) - {"le"} for labels in samples} == {frozenset(contract["labels"])}
     assert f"# TYPE {family} {contract['type']}" in exporter.get().text.splitlines()
+
+
+@pytest.mark.parametrize(("is_family", "name", "contract"), NAMES)
+def test_a_name_that_a_product_reads_from_flower_has_its_labels(demo, is_family, name, contract):
+    """At least one sample has a value in each label."""
+    exporter = demo.exporters["flower"]
+
+    def labelled():
+        families = list(text_string_to_metric_families(exporter.get().text))
+        if is_family:
+            families = [family for family in families if family.name == name]
+            assert {family.type for family in families} == {contract["type"]}
+        samples = [sample for family in families for sample in family.samples]
+        samples = samples if is_family else [sample for sample in samples if sample.name == name]
+        return [sample for sample in samples if all(map(sample.labels.get, contract["labels"]))]
+
+    eventually(labelled, DEADLINE_SECONDS, what=name)
+
+
+def test_a_name_that_a_product_reads_in_vain_is_absent_and_documented(demo):
+    absent = {name: row for scraper in SCRAPERS for name, row in scraper.get("absent", {}).items()}
+    assert absent.keys().isdisjoint({name for name, _ in demo.exporters["flower"].samples()})
+    page = PAGE.read_text()
+    metrics = [metric for row in absent.values() for metric in row["metrics"]]
+    assert [metric for metric in metrics if f"`celery.flower.{metric}`" not in page] == []
+
+
+def test_the_page_lists_the_metrics_of_datadog():
+    page = PAGE.read_text()
+    metrics = [metric for row in SCRAPERS[0]["names"].values() for metric in row["metrics"]]
+    assert [metric for metric in metrics if f"`celery.flower.{metric}`" not in page] == []
 
 
 @pytest.mark.parametrize("line", NATIVE["curl"])
