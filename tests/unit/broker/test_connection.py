@@ -12,7 +12,7 @@ from celery_exporter.broker.connection import BrokerError, broker_errors
 def test_an_error_of_a_driver_is_an_error_of_the_broker():
     """kombu lists no error of psycopg, which its pgmq transport uses."""
     with (
-        pytest.raises(BrokerError, match='^extension "pgmq" is not available$'),
+        pytest.raises(BrokerError, match=r'^extension "pgmq" is not available$'),
         broker_errors(kombu.Connection("memory://")),
     ):
         raise psycopg.errors.FeatureNotSupported('extension "pgmq"\nis not available')
