@@ -193,6 +193,7 @@ class Block(NamedTuple):
     line: int
     language: str
     text: str
+    title: str = ""  # the file that the reader writes it to
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -206,8 +207,9 @@ def blocks(page: Path) -> Iterator[Block]:
                 if text.strip() == "```":
                     break
                 content.append(text.removeprefix(fence[1]))
-            language = fence[2].partition(" ")[0]
-            yield Block(str(page.relative_to(ROOT)), number, language, "\n".join(content) + "\n")
+            language, _, attributes = fence[2].partition(" ")
+            title = attributes.removeprefix('title="').removesuffix('"')
+            yield Block(str(page.relative_to(ROOT)), number, language, "\n".join(content) + "\n", title)
 
 
 BLOCKS = [block for page in (README, *PAGES) for block in blocks(page)]

@@ -58,7 +58,8 @@ TESTED_ELSEWHERE = {
     "docs/how-to/relay.md": "tests/accuracy/test_relay.py",
     "docs/how-to/standby.md": "tests/resilience/test_standby.py",
     "docs/reference/status-api.md": "test_docs.py",
-    "docs/tutorials/getting-started.md": "test_getting_started.py",
+    "docs/tutorials/django.md": "test_tutorials.py",
+    "docs/tutorials/getting-started.md": "test_tutorials.py",
 }
 #: The configuration file of commands, which has several brokers.
 CONFIG_FILE = "config.yml"
