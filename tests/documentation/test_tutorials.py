@@ -1,4 +1,4 @@
-"""The blocks of each tutorial are executed in order on a real Redis: its files, and commands with their output."""
+"""The files of each tutorial are written, and its commands run in order on a real Redis, with its output."""
 
 from __future__ import annotations
 

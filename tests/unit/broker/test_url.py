@@ -57,5 +57,5 @@ def test_a_port_is_in_its_range(port):
 
 @pytest.mark.parametrize("scheme", sorted(TRANSPORT_ALIASES.keys() - INSTALLED - {"etcd"}))
 def test_a_missing_package_is_installed_by_an_extra_of_kombu(scheme):
-    (extra,) = re.findall(r"pip install 'kombu\[(\w+)\]'", str(not_installed(f"{scheme}+x", ImportError())))
+    (extra,) = re.findall(r"kombu\[(\w+)\]", str(not_installed(f"{scheme}+x", ImportError())))
     assert extra in metadata("kombu").get_all("Provides-Extra")
