@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documentation.test_docs import blocks
 from harness.memory_limits import MAX_MEMORY_BYTES
 from harness.processes import ROOT, missing, need
 
@@ -449,6 +450,11 @@ def test_a_share_is_not_divided_by_pods_and_a_backlog_is():
         for trigger in scaled["spec"]["triggers"]
     }
     assert kinds == {True: "Value", False: "AverageValue"}
+
+
+def test_the_page_about_keda_has_the_queries_of_the_example():
+    page = blocks(ROOT / "docs/how-to/keda.md")
+    assert [block.text.strip() for block in page if block.language == "promql"] == queries()
 
 
 def test_the_hpa_scales_on_a_record_that_the_adapter_serves():
