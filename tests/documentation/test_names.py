@@ -29,7 +29,7 @@ OTHER_FLAGS = {
     "docker": "--build-arg --network --read-only",
     "dmesg, journalctl, systemctl": "--now --since",
     "kubectl": "--from-file --previous",
-    "prometheus": "--enable-feature",
+    "prometheus": "--enable-feature --web.listen-address",
     "pip": "--no-deps",
     "tests/mutants.sh": "--tests",
     "thanos": "--query.replica-label",
