@@ -79,7 +79,7 @@ mutants: .venv/synced  ## run mutation tests of the core
 	$(PY) tests/mutants.py
 
 golden: .venv/synced  ## update golden texts, Kubernetes manifests and generated parts of docs/ after an intended change
-	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/unit/test_golden_replay.py tests/unit/top/test_app.py
+	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/unit/test_golden_replay.py tests/unit/top/test_app.py tests/unit/test_releases.py
 	$(PY) deploy/kubernetes/generate.py
 	$(PY) -m tools.docgen
 	git diff --stat
