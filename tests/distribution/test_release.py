@@ -22,7 +22,7 @@ CHANGELOG = """# Changelog
 
 ## 1.2.0 (2026-12-24)
 
-### Upgrade
+### Upgrade notes
 
 Rename `a` to `b`.
 
@@ -98,6 +98,7 @@ def test_the_tag_of_the_release_is_on_its_commit(repository):
         (replaced("CHANGELOG.md", "2026-12-24", "unreleased"), "1.2.0 has the date 'unreleased'. Write the"),
         (replaced("CHANGELOG.md", "2026-12-24", "2026-13-24"), "1.2.0 has the date '2026-13-24'. Write the"),
         (replaced("CHANGELOG.md", "## 1.2.0 (2026-12-24)", ""), "CHANGELOG.md has no section of 1.2.0. Add"),
+        (replaced("CHANGELOG.md", "### Upgrade notes", "### Other"), "has no ### Upgrade notes. Write what"),
         (replaced("Dockerfile", "1.2.0", "1.1.0"), "Dockerfile has ARG VERSION 1.1.0. Write 1.2.0, as in"),
         (
             replaced("deploy/helm/celery-exporter/Chart.yaml", "\nversion: 1.2.0", "\nversion: 1.1.0"),
@@ -146,7 +147,7 @@ def test_the_command_prints_each_problem_of_this_repository():
 
 
 def test_notes_are_the_section_of_the_version():
-    assert notes(CHANGELOG, "1.2.0") == "### Upgrade\n\nRename `a` to `b`.\n"
+    assert notes(CHANGELOG, "1.2.0") == "### Upgrade notes\n\nRename `a` to `b`.\n"
     assert notes(CHANGELOG, "1.1.0") == "The last one.\n"
 
 

@@ -148,3 +148,11 @@ def test_a_fault_is_found(name, before, after, fault):
 def test_an_action_has_the_same_version_everywhere():
     uses = set(re.findall(r"uses: (\S+@.+)", "".join(WORKFLOWS.values())))
     assert len(uses) == len({use.partition("@")[0] for use in uses})
+
+
+def test_the_jobs_of_the_release_page_exist():
+    page = (ROOT / "docs/contributing/release.md").read_text()
+    (table,) = re.findall(r"\| step \| job \| command \|\n(?:\|.*\n)+", page)
+    jobs = set(re.findall(r"`([\w.]+)`", "".join(row.split("|")[2] for row in table.splitlines())))
+    assert jobs == {"image", "chart", "package", "notes", "docs.yml"}
+    assert jobs <= {*yaml.safe_load(WORKFLOWS["release.yml"])["jobs"], *WORKFLOWS}

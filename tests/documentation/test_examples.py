@@ -36,7 +36,9 @@ RUN = ("celery", "curl", "promtool", "redis-cli", "zcat")
 #: Program → why it does not run here, or the test that covers it.
 NOT_RUN = {
     ".venv/bin/pip": "tests/distribution/test_package.py",
+    ".venv/bin/uv": "uploads to the package index",
     "deploy/secrets.sh": "tests/distribution/test_compose.py",
+    "cosign": "signs with an account",
     "dmesg": "reads the log of the machine",
     "echo": "writes a file of root; tests/distribution/test_systemd.py",
     "python3": "asks for a password, or creates the environment of the tests",
@@ -44,6 +46,9 @@ NOT_RUN = {
     "rabbitmq-diagnostics": "runs on the host of RabbitMQ; tests/integration/test_blocked.py has the alarm",
     "docker": "no engine; tests/distribution/test_image.py, test_compose.py",
     "export": "sets variables that all commands have here",
+    "gh": "changes the repository on GitHub",
+    "git": "makes a tag",
+    "helm": "changes a registry",
     "kill": "tests/integration/test_several_brokers.py",
     "journalctl": "reads the log of the machine",
     "kubectl": "no cluster; tests/distribution/test_kubernetes.py",
@@ -51,6 +56,7 @@ NOT_RUN = {
     "pip": "tests/distribution/test_install.py",
     "py-spy": "not installed",
     "sed": "changes the rules; tests/alerts/test_rules.py runs it on a copy",
+    "sha256sum": "tests/distribution/test_release.py",
     "systemctl": "changes the machine; tests/distribution/test_systemd.py",
 }
 #: Page → the test that runs its commands.

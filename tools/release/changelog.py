@@ -7,6 +7,8 @@ from datetime import date
 
 #: A heading of a release: `## 0.1.0 (2026-12-24)`; until then `## 0.1.0 (unreleased)`.
 _HEADING = re.compile(r"^## (?P<version>\S+) \((?P<date>[^)]+)\)$", re.MULTILINE)
+#: The part of each section that says what users edit.
+UPGRADE_NOTES = "### Upgrade notes"
 
 
 class ChangelogError(ValueError):
@@ -23,9 +25,13 @@ def notes(changelog: str, version: str) -> str:
     return f"{text}\n"
 
 
-def check_date(changelog: str, version: str) -> None:
-    """Raise ChangelogError unless the section of a release has a date."""
+def check_complete(changelog: str, version: str) -> None:
+    """Raise ChangelogError unless the section of a release has a date, and says what users edit."""
     heading = _heading(changelog, version)
+    if UPGRADE_NOTES not in notes(changelog, version).splitlines():
+        raise ChangelogError(
+            f"CHANGELOG.md: the section of {version} has no {UPGRADE_NOTES}. Write what users edit, or None."
+        )
     try:
         date.fromisoformat(heading["date"])
     except ValueError:

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tools.release.changelog import ChangelogError, check_date, notes
+from tools.release.changelog import ChangelogError, check_complete
 
 INIT, DOCKERFILE = Path("celery_exporter/__init__.py"), Path("Dockerfile")
 CHART = Path("deploy/helm/celery-exporter")
@@ -59,8 +59,7 @@ def check_changelog(root: Path) -> list[str]:
     """Check that the changelog has a section of this version, with a date."""
     changelog, version = (root / "CHANGELOG.md").read_text(), version_of(root)
     try:
-        notes(changelog, version)
-        check_date(changelog, version)
+        check_complete(changelog, version)
     except ChangelogError as error:
         return [str(error)]
     return []
