@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from packaging.metadata import ExceptionGroup, Metadata  # the group also exists in Python 3.10
+from packaging import metadata
 from readme_renderer import markdown
 
 from tools.release.changelog import notes
@@ -69,12 +69,12 @@ def check_metadata(wheel: Path, version: str) -> None:
         (name,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
         content = file.read(name)
     try:
-        metadata = Metadata.from_email(content)
-    except ExceptionGroup as group:
+        fields = metadata.Metadata.from_email(content)
+    except metadata.ExceptionGroup as group:
         raise ReleaseError(f"{wheel.name}: {'; '.join(map(str, group.exceptions))}") from None
-    if str(metadata.version) != version:
-        raise ReleaseError(f"{wheel.name} has the version {metadata.version}, and not {version}")
-    if not metadata.description or markdown.render(metadata.description) is None:
+    if str(fields.version) != version:
+        raise ReleaseError(f"{wheel.name} has the version {fields.version}, and not {version}")
+    if not fields.description or markdown.render(fields.description) is None:
         raise ReleaseError(f"{wheel.name}: the readme is missing, or the package index cannot render it")
 
 
