@@ -2,7 +2,8 @@
 """Generates a PrometheusRule from `alerts/`, and ConfigMaps for Grafana from `dashboards/`.
 
 kustomize cannot read files outside its directory. The kustomization of the ConfigMaps is therefore in the
-directory of the dashboards, and the rules are copied. Commit both. A test checks that they are current.
+directory of the dashboards, and the rules are copied. Helm cannot either, so the chart has copies of both.
+Commit the generated files. Tests check that they are current.
 """
 
 from __future__ import annotations
@@ -53,18 +54,20 @@ def dashboards(names: list[str]) -> str:
 
 def generated_files(root: Path = ROOT) -> dict[Path, str]:
     """Return the text of each generated file."""
-    folder = root / "dashboards/provisioning"
+    folder, chart = root / "dashboards/provisioning", root / "deploy/helm/celery-exporter/files"
+    rules = (root / "alerts/celery.rules.yml").read_text()
     return {
-        root / "deploy/kubernetes/prometheusrule.yaml": prometheus_rule(
-            (root / "alerts/celery.rules.yml").read_text()
-        ),
+        root / "deploy/kubernetes/prometheusrule.yaml": prometheus_rule(rules),
         folder / "kustomization.yaml": dashboards([path.name for path in folder.glob("*.json")]),
+        chart / "celery.rules.yml": rules,
+        **{chart / "dashboards" / path.name: path.read_text() for path in sorted(folder.glob("*.json"))},
     }
 
 
 def main() -> None:
     """Write the generated files."""
     for path, text in generated_files().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 

@@ -1,4 +1,4 @@
-"""Generate parts of README.md, docs/ and alerts/: `python -m tools.docgen` (make golden).
+"""Generate parts of README.md, docs/, alerts/ and the Helm chart: `python -m tools.docgen` (make golden).
 
 `printed` says which module fills which part of which page.
 """

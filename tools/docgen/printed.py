@@ -12,6 +12,7 @@ from tools.docgen import (
     costs,
     event_log,
     explanations,
+    helm,
     layers,
     metrics,
     migrating,
@@ -44,6 +45,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
         REFERENCE / "records.md": {"fields": event_log.fields()},
         REFERENCE / "checks.md": {"checks": checks.table()},
         REFERENCE / "alerts.md": {"thresholds": thresholds.table(f"../{RUNBOOKS.name}")},
+        helm.README: {"values": helm.values()},
         STUCK_TASK: {"diagnoses": explanations.diagnoses(), "explain": explanations.fields()},
         RUNBOOKS: {"thresholds": thresholds.table()},
         PERFORMANCE: {"costs": costs.short(PERFORMANCE.read_text())},
@@ -66,6 +68,7 @@ def made() -> Mapping[Path, str]:
         **config_file.made(),
         **event_log.made(),
         **explanations.made(),
+        **helm.made(),
         **migrating.made(),
         **thresholds.made(),
     }
