@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from documentation.test_docs import blocks
+from harness.manifests import CUSTOM, MAX_OBJECT_BYTES, CustomSchemas, assert_accepted, build, only
 from harness.memory_limits import MAX_MEMORY_BYTES
 from harness.processes import ROOT, missing, need
 
@@ -32,11 +33,8 @@ KUBERNETES = ROOT / "deploy/kubernetes"
 SECOND_BROKER = ROOT / "deploy/kubernetes-second-broker"
 SHARDS = ROOT / "deploy/kubernetes-shards"
 PAGE = (ROOT / "docs/how-to/kubernetes.md").read_text()
-SCHEMAS = Path(__file__).parent / "schemas"
 RULES, DASHBOARDS = Path("alerts/celery.rules.yml"), Path("dashboards/provisioning")
-CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject"}
-#: Maximum size of an object, which `kubectl apply` stores in an annotation.
-MAX_OBJECT_BYTES = 262_144
+CHART_FILES = Path("deploy/helm/celery-exporter/files")
 A_RULE = """\
 # One.
 groups:
@@ -84,23 +82,9 @@ def second(tree):
     return build(tree / SECOND_BROKER.relative_to(ROOT))
 
 
-def build(folder):
-    """Return the objects of a kustomization."""
-    command = [need("kubectl"), "kustomize", folder]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (result.stderr, result.returncode) == ("", 0)
-    return list(yaml.safe_load_all(result.stdout))
-
-
 @pytest.fixture(scope="module")
 def deployment(built):
     return only(built, "Deployment")
-
-
-def only(objects, kind):
-    """Return the only object of a kind."""
-    (match,) = [item for item in objects if item["kind"] == kind]
-    return match
 
 
 def loaded(*names):
@@ -115,6 +99,11 @@ def test_generated_files_are_current(tree):
     """Run `make golden` after a change of the alerts or dashboards."""
     for path in (KUBERNETES / "prometheusrule.yaml", ROOT / DASHBOARDS / "kustomization.yaml"):
         assert path.read_text() == (tree / path.relative_to(ROOT)).read_text()
+    generated, committed = (
+        {path.relative_to(root): path.read_text() for path in root.rglob("*.*")}
+        for root in (tree / CHART_FILES, ROOT / CHART_FILES)
+    )
+    assert committed == generated
 
 
 @pytest.mark.parametrize("text", [A_RULE, "---\n" + A_RULE])
@@ -129,6 +118,9 @@ def test_a_rule_file_becomes_an_object_with_its_content(tmp_path, text):
     rule = (tmp_path / "deploy/kubernetes/prometheusrule.yaml").read_text()
     assert yaml.safe_load(rule)["spec"] == yaml.safe_load(A_RULE)
     assert "# One." in rule
+    copies = tmp_path / CHART_FILES
+    assert (copies / "celery.rules.yml").read_text() == text
+    assert sorted(path.name for path in copies.glob("dashboards/*")) == ["celery-a.json", "celery-b.json"]
     maps = yaml.safe_load((tmp_path / DASHBOARDS / "kustomization.yaml").read_text())["configMapGenerator"]
     assert [item["files"] for item in maps] == [["celery-a.json"], ["celery-b.json"]]
 
@@ -151,38 +143,13 @@ def test_every_dashboard_is_a_config_map_with_the_label_for_grafana(built):
 
 def test_kubernetes_accepts_the_objects(built, tmp_path):
     """With --strict, an unknown key is an error."""
-    file = tmp_path / "built.yaml"
-    builtin = [item for item in (*built, *loaded("examples/hpa.yaml")) if item["kind"] not in CUSTOM]
-    file.write_text(yaml.safe_dump_all(builtin))
-    command = [need("kubernetes-validate"), "--strict", file]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("passed") == len(builtin), result.stdout
+    assert_accepted([*built, *loaded("examples/hpa.yaml")], tmp_path / "built.yaml")
 
 
 @pytest.fixture(scope="module")
 def schema_errors(tmp_path_factory):
-    """Return a function that validates custom resources with schemas from npm, and returns the errors."""
-    node, npm = need("node"), need("npm")
-    folder = tmp_path_factory.mktemp("schemas")
-    for path in SCHEMAS.iterdir():
-        if path.is_file():
-            shutil.copy(path, folder)
-    options = ["--ignore-scripts", "--no-audit", "--no-fund"]
-    result = subprocess.run([npm, "ci", *options], cwd=folder, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-
-    def validate(objects):
-        command = [node, folder / "validate.mjs"]
-        result = subprocess.run(
-            command, input=json.dumps(objects), capture_output=True, text=True, cwd=folder, check=False
-        )
-        assert result.returncode == 0, result.stderr
-        lines = result.stdout.splitlines()
-        assert len(lines) == len(objects)
-        return [line for line in lines if not line.endswith(": ok")]
-
-    return validate
+    """Return a function that validates custom resources."""
+    return CustomSchemas(tmp_path_factory.mktemp("schemas")).errors
 
 
 def test_the_operators_accept_the_custom_resources(built, schema_errors):

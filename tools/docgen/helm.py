@@ -1,4 +1,4 @@
-"""The values of the Helm chart: `values.yaml`, and the table of its README, both from `values.schema.json`."""
+"""Values of the Helm chart: `values.yaml` and the table of its README, from `values.schema.json`."""
 
 from __future__ import annotations
 
