@@ -131,4 +131,4 @@ release-check: release-sources  ## do all of a release but the upload; takes an 
 	$(MAKE) test pythons docs release-files release-image
 
 clean:  ## remove the virtual environment and caches
-	rm -rf .venv .venv-peer site dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/browser,tests/dashboards/types,tests/distribution/actionlint,tests/harness/logql,dashboards/pictures}/node_modules
+	rm -rf .venv .venv-peer site dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/browser,tests/dashboards/types,tests/distribution/actionlint,tests/harness/logql,tests/harness/helm,dashboards/pictures}/node_modules

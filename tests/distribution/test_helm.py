@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 import subprocess
 from copy import deepcopy
 from pathlib import Path
@@ -23,6 +24,7 @@ from celery_exporter.core.shards import Shard
 from tools.docgen.helm import schema
 
 CASES = {path.name.removesuffix("-values.yaml"): path for path in sorted(CHART.glob("ci/*-values.yaml"))}
+GUIDE = (ROOT / "docs/how-to/helm.md").read_text()
 RULES = yaml.safe_load((ROOT / "alerts/celery.rules.yml").read_text())
 #: The password in values of CASES.
 PASSWORD = "s3cret"
@@ -143,6 +145,26 @@ def test_values_that_contradict_each_other_are_an_error(values, text, message):
     assert message in helm.error("helm4", values(text))
 
 
+@every_version
+def test_large_numbers_have_no_exponent(version, values):
+    """Helm reads numbers as floating point, and would print 1e+06."""
+    text = """
+        config: {history_max_tasks: 1000000}
+        serviceMonitor: {enabled: true, sampleLimit: 1000000}
+        terminationGracePeriodSeconds: 1000000
+        podDisruptionBudget: {enabled: true, maxUnavailable: 1000000}
+        keda: {scaledObjects: [{name: a, queue: a, workers: a, messages: 1000000, cooldownPeriod: 1000000}]}
+    """
+    objects = helm.render(version, values(text))
+    assert len(re.findall(r"\b1000000\b", json.dumps(objects))) == 6
+    assert "e+06" not in json.dumps(objects)
+
+
+def test_a_probe_can_be_removed(values):
+    _, container = pod_of(helm.render("helm4", values("{livenessProbe: null, readinessProbe: null}")))
+    assert not {"livenessProbe", "readinessProbe"} & container.keys()
+
+
 def test_the_versions_are_those_of_the_exporter():
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == celery_exporter.__version__
@@ -194,7 +216,14 @@ def test_the_other_objects_are_those_of_kustomize(rendered):
 
 
 def test_the_scaled_object_is_that_of_the_example(rendered):
+    """Its numbers are the defaults."""
     first, second = [item for item in rendered["all"] if item["kind"] == "ScaledObject"]
+    items = schema()["properties"]["keda"]["properties"]["scaledObjects"]["items"]["properties"]
+    defaults = {name: item["default"] for name, item in items.items() if "default" in item}
+    assert defaults.pop("job") == ""
+    thresholds = [trigger["metadata"]["threshold"] for trigger in first["spec"]["triggers"]]
+    assert thresholds == [str(defaults.pop("saturation")), str(defaults.pop("messages"))]
+    assert {name: first["spec"].get(name) for name in defaults} == defaults
     example = yaml.safe_load((ROOT / "deploy/kubernetes/examples/keda.yaml").read_text())
     address = "http://prometheus:9090"
     for trigger in example["spec"]["triggers"]:
@@ -383,3 +412,39 @@ def test_the_notes_name_the_secret_that_the_pods_need(rendered):
 def test_the_notes_say_when_nothing_scrapes():
     assert "Prometheus does not scrape this release" in helm.notes(CASES["default"])
     assert "does not scrape" not in helm.notes(CASES["operator"])
+
+
+# -- the guide --------------------------------------------------------------------------------------------
+
+
+def commands(program):
+    """Return the commands of the guide that run this program."""
+    return [shlex.split(line) for line in re.findall(rf"^\$ ({program} .*)$", GUIDE, re.MULTILINE)]
+
+
+def test_the_commands_of_the_guide_render():
+    """The Secret that the guide creates is the one that the pods mount, with the keys that they read."""
+    created = {
+        frozenset(word.removeprefix("--from-file=") for word in command if word.startswith("--from-file="))
+        for command in commands("kubectl")
+    }
+    mounted_keys = set()
+    for _, _, release, chart, *options in commands("helm"):
+        further = [option for option in options if option != "--reuse-values"]
+        result = helm.run("helm4", "template", release, ROOT / chart, *further)
+        assert result.returncode == 0, result.stderr
+        objects = [item for item in yaml.safe_load_all(result.stdout) if item]
+        pod, _ = pod_of(objects)
+        assert {item["secret"]["secretName"] for item in pod["volumes"] if "secret" in item} == {release}
+        keys = re.findall(r"/run/secrets/celery-exporter/([\w-]+)", result.stdout)
+        mounted_keys.add(frozenset(keys))
+    assert mounted_keys == created
+
+
+def test_the_values_of_the_guide_exist():
+    """Those below another value: either both are in the schema, or the other one is a map of any names."""
+    known = set(leaves(yaml.safe_load((CHART / "values.yaml").read_text()), schema()))
+    names = set(re.findall(r"`([a-z]\w+(?:\.\w+)+)(?:: [^`]*)?`", GUIDE))
+    parents = {name for name in known if not any(other.startswith(f"{name}.") for other in known)}
+    assert {name for name in names - known if name.rpartition(".")[0] not in parents} == set()
+    assert names & known

@@ -48,7 +48,7 @@ NOT_RUN = {
     "export": "sets variables that all commands have here",
     "gh": "changes the repository on GitHub",
     "git": "makes a tag",
-    "helm": "changes a registry",
+    "helm": "no cluster; tests/distribution/test_helm.py",
     "kill": "tests/integration/test_several_brokers.py",
     "journalctl": "reads the log of the machine",
     "kubectl": "no cluster; tests/distribution/test_kubernetes.py",

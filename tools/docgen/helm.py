@@ -36,10 +36,14 @@ def schema() -> Schema:
 def values() -> str:
     """Return the table of all values."""
     rows = [
-        (f"`{name}`", cell(value["description"]), f"`{json.dumps(value['default'], ensure_ascii=False)}`")
-        for name, value in _leaves(schema(), "")
+        (f"`{name}`", cell(value["description"]), _default(value)) for name, value in _leaves(schema(), "")
     ]
     return table(("value", "description", "default"), rows)
+
+
+def _default(value: Schema) -> str:
+    """Return the default as a cell. In an item of a list, a value without one has to be set."""
+    return f"`{json.dumps(value['default'], ensure_ascii=False)}`" if "default" in value else "required"
 
 
 def _properties(section: Schema) -> Iterator[tuple[str, Schema, Schema]]:
@@ -57,6 +61,8 @@ def _leaves(section: Schema, prefix: str) -> Iterator[tuple[str, Schema]]:
             yield from _leaves(inner, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+        for key, item in inner.get("items", {}).get("properties", {}).items():
+            yield f"{prefix}{name}[].{key}", item
 
 
 def _section(section: Schema, depth: int) -> Iterator[str]:

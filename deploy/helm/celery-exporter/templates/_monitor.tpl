@@ -54,6 +54,6 @@ selector:
   matchLabels:
     {{- include "celery-exporter.selectorLabels" $root | nindent 4 }}
 {{- with $monitor.sampleLimit }}
-sampleLimit: {{ . }}
+sampleLimit: {{ int64 . }}
 {{- end }}
 {{- end }}

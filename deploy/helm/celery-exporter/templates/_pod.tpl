@@ -30,7 +30,7 @@
     fieldRef:
       fieldPath: metadata.labels['apps.kubernetes.io/pod-index']
 - name: CELERY_EXPORTER_SHARD
-  value: $(SHARD)/{{ .Values.shards }}
+  value: $(SHARD)/{{ int64 .Values.shards }}
 {{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
@@ -152,7 +152,7 @@ spec:
   automountServiceAccountToken: {{ .Values.serviceAccount.automountServiceAccountToken }}
   # With service links, Kubernetes sets CELERY_EXPORTER_PORT, the variable of an option, to tcp://…
   enableServiceLinks: false
-  terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
+  terminationGracePeriodSeconds: {{ int64 .Values.terminationGracePeriodSeconds }}
   {{- with include "celery-exporter.podFields" . | trim }}
   {{- . | nindent 2 }}
   {{- end }}
