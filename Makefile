@@ -87,12 +87,14 @@ golden: .venv/synced  ## update golden texts, Kubernetes manifests and generated
 docs: .venv/synced  ## build the pages into site/; a broken link is an error
 	.venv/bin/zensical build --clean --strict
 
-alerts: .venv/synced  ## generate alerts/celery.rules.yml from the mixin (Debian: apt-get install jsonnet)
+alerts: .venv/synced  ## generate alerts/celery.rules.yml from the mixin, and its copies (Debian: apt-get install jsonnet)
 	$(PY) -m tools.docgen
 	jsonnet --string alerts/rules.jsonnet --output-file alerts/celery.rules.yml
+	$(PY) deploy/kubernetes/generate.py
 
-dashboards: .venv/synced  ## generate the JSON of the Grafana dashboards
+dashboards: .venv/synced  ## generate the JSON of the Grafana dashboards, and their copies in the Helm chart
 	$(PY) -m dashboards
+	$(PY) deploy/kubernetes/generate.py
 	git diff --stat dashboards
 
 screenshots: .venv/synced servers  ## draw the dashboards and the pages, at 2 and 80 workers, into docs/img

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def _in_tables() -> Iterator[tuple[str, Entry | None]]:
 
 
 def _of_row(row: Any) -> Entry:
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     if row.one_off or row.clocked:
         return Entry(row.name, row.task, None, "it runs once")
     if _is_before(row.expires, now):
@@ -101,4 +101,4 @@ def _of_row(row: Any) -> Entry:
 
 def _is_before(time: datetime | None, now: datetime) -> bool:
     """Return whether a time of a table is before now; without USE_TZ it has no time zone, and is local."""
-    return time is not None and time.astimezone(timezone.utc) < now
+    return time is not None and time.astimezone(UTC) < now

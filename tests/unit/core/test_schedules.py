@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -172,5 +172,5 @@ def test_due_times_follow_each_other(expression, zone, after):
     dues = [schedule.next_due(after + offset) for offset in range(0, 7 * 3_600, 900)]
     assert all(due > after for due in dues)
     assert all(later >= earlier - 3_600 for earlier, later in pairwise(dues)), "an hour is skipped at most"
-    local = datetime.fromtimestamp(dues[0], timezone.utc)
-    assert (local - datetime.fromtimestamp(after, timezone.utc)) < timedelta(days=8)
+    local = datetime.fromtimestamp(dues[0], UTC)
+    assert (local - datetime.fromtimestamp(after, UTC)) < timedelta(days=8)
