@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
-import sys
-import urllib.request
 
 import psutil
 import pytest
 import yaml
 from harness import compose
-from harness.exporter import clean_environment
-from harness.processes import ROOT, Process, need
-from harness.waiting import ANSWER_TIMEOUT, eventually
+from harness.processes import ROOT, need
+from harness.stack import Stack
+from harness.waiting import eventually
 
 RULES = yaml.safe_load((ROOT / "alerts/celery.rules.yml").read_text())
-#: Programs that it starts, besides Python.
-PROGRAMS = (
-    *("redis-server", "prometheus", "prometheus-alertmanager"),
-    *("prometheus-node-exporter", "prometheus-redis-exporter"),
-)
-
-
-class Stack(Process):
-    """The program of `make stack`. It runs without make, which exits with an error on Ctrl-C."""
-
-    name = "stack"
-    deadline = 60.0
-    profiles = ""
-
-    def command(self):
-        return [sys.executable, ROOT / "deploy/stack.py"]
-
-    def environment(self):
-        for program in PROGRAMS:
-            need(program)
-        variables = {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder), "COMPOSE_PROFILES": self.profiles}
-        return clean_environment(variables)
-
-    def ready(self):
-        return "Ctrl-C stops everything." in self.text()
-
-    def get_json(self, name, path):
-        """Return the JSON response of a service."""
-        address = re.search(rf"^  {name} +(http://\S+)/$", self.text(), re.MULTILINE)
-        assert address, self.text()
-        with urllib.request.urlopen(address[1] + path, timeout=ANSWER_TIMEOUT) as response:
-            return json.load(response)
-
-    def children(self):
-        """Return the processes of the services."""
-        return psutil.Process(self.pid).children(recursive=True)
 
 
 @pytest.fixture
@@ -94,8 +55,7 @@ def test_it_names_what_it_leaves_out_starts_and_stops(stack):
     ]
 
     def has_successes():
-        query = "/api/v1/query?query=sum(celery_tasks_total%7Bstate=%22SUCCESS%22%7D)%3E0"
-        return stack.get_json("prometheus", query)["data"]["result"]
+        return stack.query('sum(celery_tasks_total{state="SUCCESS"}) > 0')
 
     eventually(has_successes, 30)
 
