@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tools.docgen import (
+    alert_review,
     api,
     checks,
     config_file,
@@ -44,8 +45,12 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
         REFERENCE / "task-api.md": {"parameters": api.parameters(), "api": api.fields("task-api")},
         REFERENCE / "records.md": {"fields": event_log.fields()},
         REFERENCE / "checks.md": {"checks": checks.table()},
-        REFERENCE / "alerts.md": {"thresholds": thresholds.table(f"../{RUNBOOKS.name}")},
         helm.README: {"values": helm.values()},
+        REFERENCE / "alerts.md": {
+            "thresholds": thresholds.table(f"../{RUNBOOKS.name}"),
+            "detection": alert_review.detection(),
+            "inhibitions": alert_review.inhibitions(),
+        },
         STUCK_TASK: {"diagnoses": explanations.diagnoses(), "explain": explanations.fields()},
         RUNBOOKS: {"thresholds": thresholds.table()},
         PERFORMANCE: {"costs": costs.short(PERFORMANCE.read_text())},
@@ -71,4 +76,5 @@ def made() -> Mapping[Path, str]:
         **helm.made(),
         **migrating.made(),
         **thresholds.made(),
+        **alert_review.made(),
     }

@@ -1,0 +1,16 @@
+"""alerts/review.yml: what is claimed about each alert, and which alert mutes which one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from .rulebook import FOLDER
+
+FILE = FOLDER / "review.yml"
+_content = yaml.safe_load(FILE.read_text())
+#: Claims by alert.
+REVIEWS: dict[str, dict[str, Any]] = _content["alerts"]
+#: Further conditions by cause.
+CAUSES: dict[str, dict[str, Any]] = _content["causes"]

@@ -1,0 +1,67 @@
+"""alerts/review.yml as tables for people, and as the inhibit rules of Alertmanager."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tools.docgen import markdown
+
+_ROOT = Path(__file__).resolve().parents[2]
+_REVIEW = yaml.safe_load((_ROOT / "alerts" / "review.yml").read_text())
+_ALERTMANAGER = _ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
+#: The rest of alertmanager.yml is generated.
+_MARK = "# Generated from alerts/review.yml by make alerts.\n"
+_CLUSTER_LABELS = ("job", "namespace")
+
+
+def detection() -> str:
+    """Return a table: a cause of each alert, when it is detected, and which causes are none."""
+    rows = [
+        (f"[{name}](../runbooks.md#{name.lower()})", row["cause"], row["detected"], row["quiet"])
+        for name, row in _REVIEW["alerts"].items()
+    ]
+    return markdown.table(("alert", "cause", "fires after", "false alarms"), rows)
+
+
+def inhibitions() -> str:
+    """Return a table: which alerts each cause mutes, and which labels have to be the same."""
+    rows = []
+    for cause, conditions in _REVIEW["causes"].items():
+        labels = [f"`{label}`" for label in conditions.get("equal", ())]
+        only = [f"`{label}` {value}, or none" for label, value in conditions.get("only", {}).items()]
+        rows.append((cause, ", ".join(_muted_by(cause)), ", ".join([*labels, *only])))
+    return markdown.table(("while this fires", "these are muted", "further condition"), rows)
+
+
+def made() -> Mapping[Path, str]:
+    """Return the configuration of Alertmanager with its inhibit rules."""
+    before, mark, _ = _ALERTMANAGER.read_text().partition(_MARK)
+    return {_ALERTMANAGER: before + mark + _inhibit_rules()}
+
+
+def _inhibit_rules() -> str:
+    """Return the inhibit rules, in the layout of the file."""
+    lines = ["inhibit_rules:"]
+    for cause, conditions in _REVIEW["causes"].items():
+        lines += [f"  - source_matchers: ['alertname=\"{cause}\"']", *_targets(cause, conditions)]
+        equal = [*_CLUSTER_LABELS, *conditions.get("equal", ())]
+        lines.append(f"    equal: [{', '.join(equal)}]")
+    return "\n".join([*lines, ""])
+
+
+def _targets(cause: str, conditions: Mapping[str, Any]) -> list[str]:
+    """Return the lines with the matchers of the alerts that a cause mutes."""
+    names = _muted_by(cause)
+    only = [f"'{label}=~\"|{value}\"'" for label, value in conditions.get("only", {}).items()]
+    # A folded text in quotes: the end of a line counts as a space only if there is no backslash.
+    alternatives = "|\\\n         ".join(names)
+    matchers = [f'"alertname=~\\"{alternatives}\\""', *only]
+    return ["    target_matchers:", *(f"      - {matcher}" for matcher in matchers)]
+
+
+def _muted_by(cause: str) -> list[str]:
+    return [name for name, row in _REVIEW["alerts"].items() if cause in row["muted_by"]]
