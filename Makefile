@@ -11,7 +11,7 @@ SOAK_SECONDS ?= 3600
 unexport PYTHONDONTWRITEBYTECODE
 UV_VERSION := 0.13.8
 
-.PHONY: help demo stack test coverage lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers newer release-sources release-files release-image release-check clean
+.PHONY: help demo stack test coverage lint format truth faults alerts-live celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers newer release-sources release-files release-image release-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -67,6 +67,9 @@ truth: .venv/synced servers  ## compare the counts of full scenarios with the re
 
 faults: .venv/synced servers  ## test every fault on every broker, including the long ones, and print a table; needs an idle machine
 	MACHINE=quiet $(PY) -m pytest tests/resilience -m ""
+
+alerts-live: .venv/synced servers newer  ## cause faults, and run make stack for 30 quiet minutes: compare what fires, and print tables
+	$(PY) -m pytest tests/alerts -m ""
 
 celery-integration: .venv/synced servers  ## run Celery's integration tests, and compare the counts with the records of their tasks
 	PYTHONPATH=tests $(PY) -m celery_integration

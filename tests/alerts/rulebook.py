@@ -71,3 +71,25 @@ def seconds(duration: str) -> float:
     """Return the seconds of a duration such as 1h30m."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
     return sum(int(count) * units[unit] for count, unit in re.findall(r"(\d+)([smhd])", duration))
+
+
+def shortened(rules: dict[str, Any], factor: float = 60) -> dict[str, Any]:
+    """Return rules with each duration divided by a factor; the shortest one is a second.
+
+    Names keep the duration: a record `…:rate5m` then has a shorter window.
+    """
+
+    def shorter(duration: str) -> str:
+        return f"{max(1, round(seconds(duration) / factor))}s"
+
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            # Not a class of characters, such as [.] in a matcher.
+            rule["expr"] = re.sub(
+                r"\[(\d[^\]]*)\]",
+                lambda match: "[" + ":".join(map(shorter, match.group(1).split(":"))) + "]",
+                rule["expr"],
+            )
+            if "for" in rule:
+                rule["for"] = shorter(rule["for"])
+    return rules

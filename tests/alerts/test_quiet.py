@@ -1,7 +1,7 @@
 """Healthy demo traffic fires nothing for 30 minutes.
 
-`make stack` starts the services of docker-compose.yml. The rules, intervals and durations are the shipped ones.
-The test prints how long each alert was pending.
+`make stack` starts the services of docker-compose.yml, with the shipped rules and intervals. The test prints
+how long each alert was pending.
 """
 
 import time

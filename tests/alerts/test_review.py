@@ -1,15 +1,23 @@
 """alerts/review.yml is complete and true, and the Alertmanager has its inhibit rules."""
 
+import itertools
+import json
 import re
 import subprocess
+import urllib.request
+from graphlib import TopologicalSorter
 
+import pytest
 import yaml
-from harness.servers import Prometheus
+from harness.servers import Prometheus, ShippedAlertmanager
+from harness.waiting import ANSWER_TIMEOUT, until_equal
+from harness.webhook import Webhook
 
 from celery_exporter.status.thresholds import TABLE
 
 from .review import CAUSES, REVIEWS
-from .rulebook import ALERTS, OBJECTIVE_ALERTS, RULES, seconds
+from .rulebook import CASE_GROUPS, OBJECTIVE_ALERTS, RULES, seconds
+from .test_objectives import detections
 
 #: The time of the cause in the series of the file.
 CAUSE_SECONDS = 20 * 60
@@ -30,7 +38,8 @@ def case(name):
     review = REVIEWS[name]
     fires = CAUSE_SECONDS + seconds(review["detected"])
     end = f"{fires + MARGIN_SECONDS:.0f}s"
-    first = f'min_over_time(timestamp(ALERTS{{alertname="{name}",alertstate="firing"}})[{end}:{INTERVAL_SECONDS}s])'
+    firing = f'ALERTS{{alertname="{name}",alertstate="firing"}}'
+    first = f"min_over_time(timestamp({firing})[{end}:{INTERVAL_SECONDS}s])"
     return {
         "name": name,
         "interval": f"{INTERVAL_SECONDS}s",
@@ -67,3 +76,123 @@ def measured(output):
     """Return the seconds that promtool measured for alerts whose row has another time."""
     rows = re.findall(r'alertname=\\?"(\w+).*?got:\s*(\S.*?)$', output, re.DOTALL | re.MULTILINE)
     return {name: float(got.split()[-1]) - CAUSE_SECONDS if got != "nil" else None for name, got in rows}
+
+
+def test_alerts_of_objectives_fire_after_the_time_on_their_page():
+    for name, share in zip(OBJECTIVE_ALERTS, (1.0, 0.02), strict=True):
+        (minutes,) = [minutes for other, alert, minutes in detections() if (other, alert) == (share, name)]
+        assert seconds(REVIEWS[name]["detected"]) == 60 * minutes
+
+
+# -- inhibition ----------------------------------------------------------------------------------------
+
+
+def labels_of(name):
+    """Return the labels of an alert, as Prometheus sends them."""
+    if name in OBJECTIVE_ALERTS:
+        return {"job": "celery", "severity": "warning", "objective": "all", "sli": "success"}
+    tests = itertools.chain.from_iterable(group["alert_rule_test"] for group in CASE_GROUPS)
+    return next(
+        test["exp_alerts"][0]["exp_labels"]
+        for test in tests
+        if test["alertname"] == name and test["exp_alerts"]
+    )
+
+
+def test_causes_are_those_that_mute_an_alert():
+    causes = set(itertools.chain.from_iterable(row["muted_by"] for row in REVIEWS.values()))
+    assert causes == set(CAUSES)
+    assert causes <= set(REVIEWS)
+
+
+def test_no_two_alerts_mute_each_other():
+    """Alertmanager would notify about neither. It mutes an alert also if its cause is muted."""
+    graph = {name: row["muted_by"] for name, row in REVIEWS.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(REVIEWS)
+    for name, row in REVIEWS.items():
+        for cause in row["muted_by"]:
+            inherited = set(REVIEWS[cause]["muted_by"]) & {"CeleryExporterBlind"}
+            assert inherited <= set(row["muted_by"]), f"{name} notifies while {cause} is muted"
+
+
+def test_alerts_have_the_labels_in_which_they_have_to_agree():
+    """To Alertmanager, two missing labels are equal: without this, a cause would mute too much."""
+    for name, row in REVIEWS.items():
+        for cause in row["muted_by"]:
+            for label in CAUSES[cause].get("equal", ()):
+                assert label in labels_of(name), name
+                assert label in labels_of(cause), cause
+
+
+@pytest.fixture
+def manager(tmp_path, running):
+    with Webhook() as pager:
+        yield running(ShippedAlertmanager(tmp_path, pager.url, factor=1))
+
+
+def url(manager):
+    return f"http://{manager.address}/api/v2/alerts"
+
+
+def fire(manager, alerts):
+    """Send alerts with these labels."""
+    body = json.dumps([{"labels": labels} for labels in alerts]).encode()
+    request = urllib.request.Request(url(manager), body, {"Content-Type": "application/json"})
+    urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT).close()
+
+
+def muted(manager):
+    """Return the job and the name of each alert that is muted."""
+    with urllib.request.urlopen(url(manager), timeout=ANSWER_TIMEOUT) as response:
+        labels = [alert["labels"] for alert in json.load(response) if alert["status"]["inhibitedBy"]]
+    return {(each["job"], each["alertname"]) for each in labels}
+
+
+def pair(cause, name):
+    """Return the labels of both alerts in a cluster of their own."""
+    first, second = labels_of(cause), labels_of(name)
+    second |= {label: first[label] for label in CAUSES[cause].get("equal", ()) if label in second}
+    alerts = {cause: first, name: second}
+    return [{**labels, "alertname": alert, "job": f"{cause} {name}"} for alert, labels in alerts.items()]
+
+
+def test_causes_mute_their_consequences_and_nothing_else(manager):
+    pairs = [(cause, name) for cause, name in itertools.product(CAUSES, REVIEWS) if cause != name]
+    unrelated = [{"alertname": "Unrelated", "job": f"{cause} {name}"} for cause, name in pairs]
+    fire(manager, [*itertools.chain.from_iterable(itertools.starmap(pair, pairs)), *unrelated])
+    expected = {
+        (f"{first} {second}", name)
+        for first, second in pairs
+        for cause, name in itertools.permutations((first, second))
+        if cause in REVIEWS[name]["muted_by"]
+    }
+    until_equal(lambda: muted(manager), expected)
+
+
+@pytest.mark.parametrize("label", ["job", "namespace", "queue_name"])
+def test_a_cause_does_not_mute_alerts_with_another_label(manager, label):
+    common = {"job": "celery", "namespace": "prod", "queue_name": "mail"}
+    cause = {**common, "alertname": "CeleryQueueWithoutConsumers", "severity": "critical"}
+    other = {**common, "alertname": "CeleryHighQueueDepth", "severity": "warning"}
+    fire(
+        manager,
+        [cause, {**other, label: "other"}, {name: value for name, value in other.items() if name != label}],
+    )
+    assert muted(manager) == set()
+    fire(manager, [other])
+    until_equal(lambda: muted(manager), {("celery", "CeleryHighQueueDepth")})
+
+
+def test_failures_mute_the_objective_for_successes_only(manager):
+    cause = {"alertname": "CeleryHighFailureRate", "severity": "critical"}
+    other = {"alertname": "CeleryErrorBudgetBurnFast", "severity": "critical", "objective": "all"}
+    slis = ("success", "runtime", "wait")
+    fire(manager, [{**labels, "job": sli} for sli in slis for labels in (cause, {**other, "sli": sli})])
+    until_equal(lambda: muted(manager), {("success", "CeleryErrorBudgetBurnFast")})
+
+
+def test_an_exporter_without_labels_mutes_no_cluster(manager):
+    """CeleryExporterDown names nothing if there is no exporter at all."""
+    alert = {"alertname": "CeleryPeriodicTaskAbsent", "job": "celery", "severity": "warning"}
+    fire(manager, [{"alertname": "CeleryExporterDown", "severity": "critical"}, alert])
+    assert muted(manager) == set()

