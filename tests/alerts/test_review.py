@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 
 import pytest
 import yaml
+from harness.processes import ROOT
 from harness.servers import Prometheus, ShippedAlertmanager
 from harness.waiting import ANSWER_TIMEOUT, until_equal
 from harness.webhook import Webhook
@@ -122,6 +123,17 @@ def test_alerts_have_the_labels_in_which_they_have_to_agree():
             for label in CAUSES[cause].get("equal", ()):
                 assert label in labels_of(name), name
                 assert label in labels_of(cause), cause
+
+
+def test_notifications_wait_for_an_alert_on_their_cause():
+    """Groups of rules are evaluated at different moments of an interval, so a consequence can fire first."""
+    prometheus, alertmanager = (
+        yaml.safe_load((ROOT / "deploy" / file).read_text())
+        for file in ("prometheus/prometheus.yml", "alertmanager/alertmanager.yml")
+    )
+    route = alertmanager["route"]
+    waits = [seconds(each["group_wait"]) for each in (route, *route["routes"]) if "group_wait" in each]
+    assert min(waits) > seconds(prometheus["global"]["evaluation_interval"])
 
 
 @pytest.fixture
