@@ -556,6 +556,22 @@
       'Check whether the exporter or the broker restarted, and whether the exporter reaches its CPU limit.',
     ),
 
+    // While a job fails, the alerts on what it measures are silent, or use old values. It fails while the broker is down, too:
+    // see CeleryExporterBlind.
+    alert(
+      'CeleryCollectorFailing',
+      'exporter',
+      |||
+        max by (%(exporter)s, collector) (celery_exporter_collector_success) == 0
+        unless on (%(exporter)s)
+          celery_broker_up == 0
+      |||,
+      'The job {{ $labels.collector }} of Celery exporter {{ $labels.instance }} has failed for at least %(pending)s',
+      'What it measures is unknown: lengths of queues (queues), pools and queues of workers (workers), a memory or disk alarm ' +
+      '(blocked). With state, a restart loses counts. ' +
+      'Check the log of the exporter, which has the error, and run celery-exporter doctor.',
+    ),
+
     alert(
       'CelerySeriesOverflow',
       'exporter',

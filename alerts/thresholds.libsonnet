@@ -38,6 +38,7 @@
     CeleryExporterBlind: { severity: 'critical', 'for': '2m' },
     CeleryBrokerBlocked: { severity: 'critical', 'for': '2m' },
     CeleryEventsMissed: { severity: 'warning', 'for': '5m' },
+    CeleryCollectorFailing: { severity: 'warning', 'for': '5m' },
     CelerySeriesOverflow: { severity: 'warning', 'for': '5m' },
     CelerySinkFailing: { severity: 'warning', 'for': '5m' },
     CelerySinkRecordsLost: { severity: 'warning', 'for': '5m' },

@@ -65,6 +65,7 @@ STATE_NOT_SAVED = Problem(
     "the state cannot be saved: a restart loses what was counted since the last save",
     "the exporter's log has the reason: no space left, no permission to write into the folder, or another "
     "kind of file at the path of --state-file",
+    "CeleryCollectorFailing",
 )
 
 # -- sinks and the history file --------------------------------------------------------------------------
@@ -128,7 +129,11 @@ NO_HEARTBEATS = Problem(
     "(--event-exchange); if they have a --heartbeat-interval, wait for {seconds} s",
 )
 INSPECTION_FAILED = Problem(
-    "remote-control", "warning", "workers could not be inspected: {error}", ASK_DOCTOR
+    "remote-control",
+    "warning",
+    "workers could not be inspected: {error}",
+    ASK_DOCTOR,
+    "CeleryCollectorFailing",
 )
 REPLIES_REJECTED = Problem(
     "remote-control",
@@ -213,7 +218,13 @@ OVERDUE = Problem(
 
 # -- queues ----------------------------------------------------------------------------------------------
 
-LENGTHS_FAILED = Problem("queue-lengths", "warning", "queue lengths could not be read: {error}", ASK_DOCTOR)
+LENGTHS_FAILED = Problem(
+    "queue-lengths",
+    "warning",
+    "queue lengths could not be read: {error}",
+    ASK_DOCTOR,
+    "CeleryCollectorFailing",
+)
 LENGTHS_UNKNOWN = Problem(
     "queue-lengths",
     "warning",

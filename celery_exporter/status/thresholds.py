@@ -50,6 +50,7 @@ TABLE = (
     Threshold("CeleryExporterBlind", "critical", 120, "silenceSeconds", 120),
     Threshold("CeleryBrokerBlocked", "critical", 120),
     Threshold("CeleryEventsMissed", "warning", 300, "missedRatio", 0.01),
+    Threshold("CeleryCollectorFailing", "warning", 300),
     Threshold("CelerySeriesOverflow", "warning", 300),
     Threshold("CelerySinkFailing", "warning", 300, "sinkFailingSeconds", 60),
     Threshold("CelerySinkRecordsLost", "warning", 300),

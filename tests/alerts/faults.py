@@ -50,6 +50,12 @@ class Cluster:
         beats = samples.total("celery_beat_up")
         return samples.total("celery_worker_up") == self.fault.workers and beats == self.fault.beat
 
+    def close(self) -> None:
+        """End the client, and workers that a fault has started."""
+        self.client.close()
+        for worker in self.workers:
+            worker.kill()
+
     def send(self, task: str, *arguments: object, queue: str = "celery") -> None:
         self.client.send_task(f"tasks.{task}", arguments, queue=queue)
 
@@ -83,9 +89,11 @@ def restart_workers(cluster: Cluster) -> None:
         eventually(lambda: worker.text().count(" ready.") == 2, 40)  # noqa: B023
 
 
-def restart_exporter(cluster: Cluster) -> None:
-    cluster.exporter.stop()
-    cluster.exporter.start().wait_ready()
+def scale_to_zero(cluster: Cluster) -> None:
+    cluster.work = no_work  # type: ignore[method-assign]
+    eventually(lambda: cluster.exporter.total("celery_tasks_in_flight") == 0, 20)
+    for worker in cluster.workers:
+        worker.stop()
 
 
 # -- kills and freezes ---------------------------------------------------------------------------------
@@ -149,6 +157,11 @@ def block_publishers(cluster: Cluster) -> None:
     cluster.broker.control("set_vm_memory_high_watermark", "0.00000001")
 
 
+def deny_queue_lengths(cluster: Cluster) -> None:
+    assert isinstance(cluster.broker, RedisServer)
+    cluster.broker.client().acl_setuser("default", enabled=True, commands=["-llen"])
+
+
 # -- traffic -------------------------------------------------------------------------------------------
 
 
@@ -194,8 +207,12 @@ def retry(cluster: Cluster) -> None:
     cluster.work = lambda: cluster.send("retry_once")  # type: ignore[method-assign]
 
 
-def disable_events(cluster: Cluster) -> None:
-    cluster.client.control.disable_events()
+def omit_task_events(cluster: Cluster) -> None:
+    """Replace the worker by one without -E."""
+    worker = Worker(cluster.folder / "quiet", cluster.broker.url, "quiet@box", events=False)
+    cluster.workers.append(worker.start())
+    worker.wait_ready()
+    cluster.workers[0].stop()
 
 
 @dataclass(frozen=True)
@@ -219,20 +236,21 @@ FAULTS = {
     "kill an idle worker": Fault(kill_worker, workers=2),
     "kill a busy worker": Fault(kill_busy_worker, workers=2),
     "kill the beat": Fault(kill_beat, beat=True),
-    # The exporter detects it within 20 s: before the default worker timeout, which is therefore not shortened.
+    # The exporter detects it within 20 s, before the default worker timeout: that is not shortened.
     "freeze the broker": Fault(freeze_broker, options=("--worker-timeout", "60")),
     "freeze the exporter": Fault(freeze_exporter),
     "freeze a worker": Fault(freeze_worker, workers=2),
     "RabbitMQ blocks publishers": Fault(block_publishers, broker=RabbitServer),
+    "the exporter may not read queues": Fault(deny_queue_lengths),
     "flood a queue": Fault(flood),
     "flood a queue without workers": Fault(flood_unconsumed),
     "tasks become slow": Fault(slow),
     "a task hangs": Fault(hang),
     "all tasks are retried": Fault(retry),
-    "a worker sends no task events": Fault(disable_events),
+    "a worker runs without -E": Fault(omit_task_events),
     "the receiver of a sink is down": Fault(
         do_nothing, options=("--loki-url", f"http://127.0.0.1:{free_port()}")
     ),
     "workers restart one by one": Fault(restart_workers, workers=2),
-    "the exporter restarts": Fault(restart_exporter),
+    "workers are scaled to zero": Fault(scale_to_zero, workers=2),
 }

@@ -67,7 +67,7 @@ def scene(request, tmp_path_factory):
             stack.enter_context(cluster.broker)
         processes = [process for cluster in clusters for process in cluster.processes()]
         for cluster in clusters:
-            stack.callback(cluster.client.close)
+            stack.callback(cluster.close)
         stack.enter_context(side_by_side(*processes))
         for cluster in clusters:
             cluster.exporter.connected()
