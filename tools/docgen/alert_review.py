@@ -66,7 +66,7 @@ def _targets(cause: str, conditions: Mapping[str, Any]) -> list[str]:
     """Return the lines with the matchers of the alerts that a cause mutes."""
     names = _muted_by(cause)
     only = [f"'{label}=~\"|{value}\"'" for label, value in conditions.get("only", {}).items()]
-    # A folded text in quotes: the end of a line counts as a space only if there is no backslash.
+    # In YAML, a backslash at the end of a line continues a quoted text without a space.
     alternatives = "|\\\n         ".join(names)
     matchers = [f'"alertname=~\\"{alternatives}\\""', *only]
     return ["    target_matchers:", *(f"      - {matcher}" for matcher in matchers)]

@@ -24,7 +24,7 @@ def test_a_problem_is_logged_with_its_remedy_and_once_more_when_it_is_resolved(c
     with caplog.at_level(logging.INFO, LOGGER):
         for now, is_saved in ((0, False), (HOLD_SECONDS, False), (HOLD_SECONDS + 1, True)):
             history.update(shown(is_saved=is_saved), now)
-    message = f"{STATE_NOT_SAVED.message}: {STATE_NOT_SAVED.remedy}"
+    message = f"{STATE_NOT_SAVED.message}: {STATE_NOT_SAVED.remedy} (alert {STATE_NOT_SAVED.alert})"
     assert caplog.record_tuples == [
         (LOGGER, logging.WARNING, message),
         (LOGGER, logging.INFO, "resolved: the state is saved"),
