@@ -201,10 +201,3 @@ def test_failures_mute_the_objective_for_successes_only(manager):
     slis = ("success", "runtime", "wait")
     fire(manager, [{**labels, "job": sli} for sli in slis for labels in (cause, {**other, "sli": sli})])
     until_equal(lambda: muted(manager), {("success", "CeleryErrorBudgetBurnFast")})
-
-
-def test_an_exporter_without_labels_mutes_no_cluster(manager):
-    """CeleryExporterDown names nothing if there is no exporter at all."""
-    alert = {"alertname": "CeleryPeriodicTaskAbsent", "job": "celery", "severity": "warning"}
-    fire(manager, [{"alertname": "CeleryExporterDown", "severity": "critical"}, alert])
-    assert muted(manager) == set()
