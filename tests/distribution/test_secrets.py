@@ -1,17 +1,23 @@
-"""deploy/secrets.sh creates the secrets, keeps existing ones, and prints none."""
+"""deploy/secrets.sh creates the secrets, keeps existing ones, refuses unusable ones, and prints none."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from harness import compose
-from harness.processes import ROOT
+from harness.processes import ROOT, missing
 
 SCRIPT = ROOT / "deploy/secrets.sh"
 EXTERNAL = {"slack_url", "pagerduty_key", "smtp_password"}
+STARTED_BEFORE = "the containers were started before this script ran"
+REMEDY = "Nothing was changed. Run docker compose down, remove these, and run this script again.\n"
 
 
 def create(folder, *arguments):
@@ -84,3 +90,63 @@ def test_redis_can_have_another_address(tmp_path):
     secrets = create(tmp_path / "secrets", "127.0.0.1:7000")
     assert urlsplit(secrets["redis_url"].strip()).port == 7000
     assert list(json.loads(secrets["redis_exporter.json"])) == ["redis://127.0.0.1:7000"]
+
+
+def refused(folder):
+    """Run the script, which must fail without a change; return its message."""
+    before = {path: path.is_file() and path.read_text() for path in folder.rglob("*")}
+    result = subprocess.run([SCRIPT, folder], capture_output=True, text=True, check=False)
+    assert {path: path.is_file() and path.read_text() for path in folder.rglob("*")} == before
+    assert (result.stdout, result.returncode) == ("", 1)
+    return result.stderr
+
+
+def test_it_refuses_directories_that_a_start_without_secrets_created(tmp_path):
+    """Docker creates a directory for each file that it mounts and does not find."""
+    folder = tmp_path / "secrets"
+    for name in ("redis_password", "redis_url"):
+        (folder / name).mkdir(parents=True)
+    assert refused(folder) == (
+        f"secrets.sh: {folder}/redis_password is a directory: {STARTED_BEFORE}\n"
+        f"secrets.sh: {folder}/redis_url is a directory: {STARTED_BEFORE}\n{REMEDY}"
+    )
+    for name in ("redis_password", "redis_url"):
+        (folder / name).rmdir()
+    assert all(path.is_file() for path in folder.iterdir() if create(folder))
+
+
+def test_it_refuses_an_empty_password(tmp_path):
+    """A run that failed leaves one. An empty password of Redis, for example, means no password."""
+    folder = tmp_path / "secrets"
+    before = create(folder)
+    (folder / "redis_url.new").write_text("")  # of an interrupted run
+    assert create(folder) == before
+    (folder / "redis_password").write_text("")
+    assert f"{folder}/redis_password is empty\n" in refused(folder)
+    (folder / "redis_password").unlink()
+    message = "contains a password that is not in redis_password, which is missing"
+    derived = [folder / name for name in ("redis.conf", "redis_exporter.json", "redis_url")]
+    assert all(f"{path} {message}\n" in refused(folder) for path in derived)
+    for path in derived:
+        path.unlink()
+    assert create(folder).keys() == before.keys()
+
+
+@pytest.fixture
+def foreign_folder():
+    """Return an empty folder of root that other users can open, and a command prefix for such a user."""
+    if os.geteuid() != 0:
+        missing("root, to become another user,")
+    folder = Path(tempfile.mkdtemp(prefix="celery-exporter-secrets-"))
+    folder.chmod(0o755)
+    yield folder, ["setpriv", "--reuid=65532", "--regid=65532", "--clear-groups"]
+    shutil.rmtree(folder)
+
+
+def test_it_refuses_a_folder_that_the_engine_created(foreign_folder):
+    """Docker creates it as root. The user could not write into it."""
+    folder, as_user = foreign_folder
+    command = [*as_user, "bash", "-s", folder]
+    result = subprocess.run(command, input=SCRIPT.read_bytes(), capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr.decode() == (f"secrets.sh: {folder} belongs to root: {STARTED_BEFORE}\n{REMEDY}")
