@@ -4,12 +4,18 @@
 #   docker run --network celery --read-only --cap-drop ALL -p 9808:9808 -e CELERY_BROKER_URL=redis://redis:6379/0 \
 #     celery-exporter
 #
-# tests/distribution/test_image.py runs these steps without a container engine.
+# Without a shell and a package manager in the image:
+#
+#   docker build --build-arg BASE=gcr.io/distroless/python3-debian12 .
+#
+# Names of images contain the registry, because podman has no default registry.
 
 # The Python version of the tests.
 ARG PYTHON=3.11
+# The image that the last stage starts from. It needs the same Python version.
+ARG BASE=docker.io/library/python:${PYTHON}-slim-bookworm
 
-FROM python:${PYTHON}-slim-bookworm AS build
+FROM docker.io/library/python:${PYTHON}-slim-bookworm AS build
 WORKDIR /build
 ENV UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy
 COPY requirements.lock ./
@@ -39,8 +45,25 @@ RUN uv pip install --python /opt/celery-exporter --compile-bytecode --only-binar
 ENV PATH=/opt/celery-exporter/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 
-FROM python:${PYTHON}-slim-bookworm
+FROM ${BASE} AS base
+
+# Python is in /usr/local/bin in the images of Python, and in /usr/bin in distroless images.
+FROM build AS linked
 ARG PYTHON
+ARG BASE
+WORKDIR /opt/celery-exporter
+RUN --mount=type=bind,from=base,target=/base \
+    for directory in /usr/local/bin /usr/bin; do \
+        if [ -e "/base${directory}/python${PYTHON}" ]; then \
+            ln -sf "${directory}/python${PYTHON}" bin/python \
+            && sed -i "s,^home = .*,home = ${directory}," pyvenv.cfg \
+            && exit; \
+        fi; \
+    done; \
+    echo "${BASE} has no Python ${PYTHON}. Set PYTHON to its version." >&2; exit 1
+
+FROM base
+ARG BASE
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="celery-exporter" \
@@ -48,8 +71,8 @@ LABEL org.opencontainers.image.title="celery-exporter" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="docker.io/library/python:${PYTHON}-slim-bookworm"
-COPY --from=build /opt/celery-exporter /opt/celery-exporter
+      org.opencontainers.image.base.name="${BASE}"
+COPY --from=linked /opt/celery-exporter /opt/celery-exporter
 # A volume for --state-file takes its owner from this directory.
 COPY --from=build --chown=65532:65532 /build/state /var/lib/celery-exporter
 ENV PATH=/opt/celery-exporter/bin:$PATH PYTHONDONTWRITEBYTECODE=1

@@ -26,6 +26,7 @@ hypothesis.settings.load_profile("shared")
 #: at the end keep all processes busy.
 LONGEST_FIRST = (
     *("integration/test_demo.py", "integration/test_explain.py", "integration/test_status_page.py"),
+    *("distribution/test_image.py", "distribution/test_compose_podman.py"),
     *("integration/test_doctor.py", "alerts", "integration", "documentation", "accuracy", "resilience"),
     *("distribution/test_stack.py", "fuzz", "distribution", "dashboards"),
 )

@@ -16,6 +16,10 @@ declare -A package=(
   [influxd]=influxdb
   [victoria-metrics]=victoria-metrics
   [docker-compose]=docker-compose
+  [podman]=podman
+  [runc]=runc
+  [mmdebstrap]=mmdebstrap
+  [iptables]=iptables
   [faketime]=faketime
   [jsonnet]=jsonnet
   [node]=nodejs
@@ -31,6 +35,10 @@ declare -A package=(
 missing=()
 for command in "${!package[@]}"; do
   command -v "$command" >/dev/null || missing+=("${package[$command]}")
+done
+# The networks of podman, and the names in them. The programs are not in the PATH.
+for program in netavark aardvark-dns; do
+  [ -e "/usr/lib/podman/$program" ] || missing+=("$program")
 done
 # A library to preload, without a command: a resolver whose host names a test can change.
 compgen -G '/usr/lib/*/libnss_wrapper.so' >/dev/null || missing+=(libnss-wrapper)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -24,6 +25,9 @@ def url_from_file(path: Path, option: str = "--broker-url-file") -> str:
     try:
         with path.open() as file:
             url = file.read(MAX_URL_LENGTH).strip()
+    except PermissionError as error:  # of a mounted file: containers run as another user
+        user = f"as user {os.geteuid()}"
+        raise BadSettingError(f"{option}: cannot read {str(path)!r} {user}: {error.strerror}") from None
     except OSError as error:
         raise BadSettingError(f"{option}: cannot read {str(path)!r}: {error.strerror}") from None
     except ValueError:  # not UTF-8, or a NUL in the path

@@ -26,9 +26,10 @@ OTHER_FLAGS = {
     "celery": "--app --autoscale --broker --concurrency --destination --dump --enable-remote-control "
     "--heartbeat-interval --hostname --without-heartbeat",
     "curl": "--cacert",
-    "docker": "--build-arg --network --platform --provenance --push --read-only --sbom --tag",
     "gh": "--failed --method --notes-file --repo --verify-tag",
     "git, sha256sum": "--check --message --sign",
+    "docker, podman": "--build-arg --format --install --network --no-build --platform --privileged --push "
+    "--provenance --read-only --rm --sbom --scale --secret --tag --target --tmpfs",
     "dmesg, journalctl, systemctl": "--now --since",
     "kubectl": "--from-file --previous",
     "prometheus": "--enable-feature --web.listen-address",
