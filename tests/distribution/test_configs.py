@@ -343,7 +343,8 @@ def test_alloy_sends_container_logs_to_loki(mounted):
     used = set(re.findall(r"\b((?:local|loki)\.[a-z_]+\.\w+)\.(?:targets|receiver)", config))
     assert used == defined - {"loki.source.file.containers"}
     assert {service["logging"]["driver"] for service in SERVICES.values()} == {"json-file"}
-    assert {service["logging"]["options"]["tag"] for service in SERVICES.values()} == {"{{.Name}}"}
+    (label,) = {service["logging"]["options"]["labels"] for service in SERVICES.values()}
+    assert f'{{"container" = "\\"{label}\\""}}' in config
 
 
 def test_loki_writes_to_its_volume(mounted):

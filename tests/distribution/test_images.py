@@ -19,7 +19,8 @@ MAX_CHECK_AGE = dt.timedelta(days=365)
 def pinned() -> dict[str, str]:
     """Return the tag of each image of the stack, and of the base image."""
     images = {service["image"] for service in compose.load()["services"].values()}
-    tags = dict(image.rsplit(":", 1) for image in images)
+    names = (image.removeprefix("docker.io/").removeprefix("library/") for image in images)
+    tags = dict(name.rsplit(":", 1) for name in names)
     python = re.findall(r"^ARG PYTHON=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     return {name: tag for name, tag in tags.items() if name not in OWN} | {"python": python[0]}
 
