@@ -24,7 +24,7 @@ from harness.processes import ROOT, Process, free_port, missing, need
 from harness.time_spans import TimeSpan
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 DOCKERFILE = ROOT / "Dockerfile"
 #: The storage of podman contains its own path, so a copy of .cache cannot use it.
