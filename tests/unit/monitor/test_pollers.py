@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from harness.configs import monitor_config
 from harness.workers import client
-from sqlalchemy.exc import DatabaseError
 
+from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.monitor.cluster_state import ClusterState, new_cluster
@@ -34,7 +34,7 @@ def test_lengths_are_missing_when_the_broker_is_gone(tmp_path: Path):
     poller.poll()
     assert poller.queue_stats() == {"mail": QueueStats(1)}
     database.write_bytes(b"no database any more" * 100)
-    with pytest.raises(DatabaseError):
+    with pytest.raises(BrokerError):
         poller.poll()
     assert poller.queue_stats() == {}
     poller.close()
