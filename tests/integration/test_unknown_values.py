@@ -49,6 +49,8 @@ def test_without_task_sent_events_no_surface_shows_0_sent_tasks(running, exporte
     quiet = {"task_send_sent_event": False}
     app = running(exporter()).connected()
     running(worker("w@test", **quiet))
+    # Without task-sent, the queue is that which the worker consumes.
+    eventually(lambda: app.value("celery_worker_pool_size", worker="w@test"), 30)
     with make_client(broker.url, **quiet) as client:
         for _ in range(20):
             client.send_task(TASK)
