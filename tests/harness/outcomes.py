@@ -217,7 +217,9 @@ def _on_received(outcomes: RecordedOutcomes, *, request: Any, **_: Any) -> None:
 
 def _on_retry(outcomes: RecordedOutcomes, *, request: Any, sender: Any, reason: Any, **_: Any) -> None:
     outcome = Outcome(sender.name, request.delivery_info["routing_key"], "RETRY", request.hostname)
-    outcomes.record(outcome, attempt_of(request), exception=type(reason.exc).__name__)
+    # Task.retry() without an exception has none.
+    exception = None if reason.exc is None else type(reason.exc).__name__
+    outcomes.record(outcome, attempt_of(request), exception=exception)
 
 
 def _on_revoked(outcomes: RecordedOutcomes, *, request: Any, sender: Any, **_: Any) -> None:
