@@ -169,9 +169,12 @@ def _later(answer: Answer, entries: Sequence[Entry]) -> Iterator[str]:
     """Yield the first record after an answer that there must not be."""
     states, over = RULES[answer.explanation.diagnosis]
     _, worker = _reported(answer.explanation)
+    attempts = (entry.attempt.retries for entry in entries if entry.stored <= answer.answered)
+    newest = max(attempts, default=0)
     for entry in entries:
         state = entry.outcome.state
-        if entry.stored <= answer.answered or state in states & ENDS:  # it was recorded late
+        is_late = state in states & ENDS or entry.attempt.retries < newest  # only its record is
+        if entry.stored <= answer.answered or is_late:
             continue
         if over == "worker" and state == RECEIVED:  # another delivery
             return
