@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,7 +70,7 @@ def events_of(app: Celery, function: Callable[[], object]) -> list[Event]:
 @pytest.mark.parametrize("is_copied", [False, True])
 def test_it_needs_the_standard_library_only(tmp_path, is_copied):
     """-I and -S hide all installed packages."""
-    name, folder = "celery_exporter.instrumentation", ROOT
+    name, folder = "celery_exporter.instrumentation", Path(instrumentation.__file__).parents[1]
     if is_copied:
         name, folder = "measuring", tmp_path
         shutil.copy(instrumentation.__file__, tmp_path / "measuring.py")
