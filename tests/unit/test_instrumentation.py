@@ -70,12 +70,15 @@ def events_of(app: Celery, function: Callable[[], object]) -> list[Event]:
 @pytest.mark.parametrize("is_copied", [False, True])
 def test_it_needs_the_standard_library_only(tmp_path, is_copied):
     """-I and -S hide all installed packages."""
-    name, folder = "celery_exporter.instrumentation", Path(instrumentation.__file__).parents[1]
+    package = Path(instrumentation.__file__).parent
     if is_copied:
-        name, folder = "measuring", tmp_path
+        name = "measuring"
         shutil.copy(instrumentation.__file__, tmp_path / "measuring.py")
+    else:
+        name = f"{package.name}.instrumentation"
+        (tmp_path / package.name).symlink_to(package)
     code = (
-        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         f"from {name} import Measurements, monitor_time\n"
         "data = Measurements({'a': 'b'}, {'c': 1})\n"
         "with monitor_time(data, 'seconds'): pass\n"

@@ -1,4 +1,4 @@
-"""Attributes of libraries that we use and that are not their API: a new version may remove them without a notice."""
+"""Attributes of libraries that we use and that are not their API: a new version may remove them."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ OTHERS = [
 def remedy(distribution: str, attribute: str, file: str) -> str:
     return (
         f"{distribution} {version(distribution)} has no {attribute}, which celery_exporter/{file} uses. "
-        f"Change that file to work without it, or require {distribution} below this version in pyproject.toml."
+        "Change that file to work without it, or require "
+        f"{distribution} below this version in pyproject.toml."
     )
 
 
-# -- uvicorn ---------------------------------------------------------------------------------------------------
+# -- uvicorn ---------------------------------------------------------------------------------------------
 
 
 def inherited(module: object, class_name: str) -> set[str]:
@@ -118,7 +119,7 @@ def test_methods_that_uvicorn_calls_have_the_same_parameters(base):
         assert parameters[0] == parameters[1], remedy("uvicorn", f"{name}{parameters[1]}", file)
 
 
-# -- others ----------------------------------------------------------------------------------------------------
+# -- others ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("distribution", "path", "file"), OTHERS)

@@ -111,6 +111,10 @@ def test_null_in_an_optional_field_counts_as_absent(event, field):
     assert getattr(decoded, field) is None
 
 
+#: Deeper than the decoder follows. From Python 3.14 on, the size of the stack limits it, not a number of levels.
+NESTED = b"[" * 1_000_000 + b"]" * 1_000_000
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -121,7 +125,7 @@ def test_null_in_an_optional_field_counts_as_absent(event, field):
         b"nonsense",
         b"\x80\x04\x95pickle",
         b"[" * 100_000,
-        b'{"type":"task-sent","x":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+        b'{"type":"task-sent","x":' + NESTED + b"}",
     ],
 )
 def test_invalid_json_is_one_undecodable_event(body):
@@ -131,8 +135,8 @@ def test_invalid_json_is_one_undecodable_event(body):
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        (b"[" * 10_000 + b"]" * 10_000, "undecodable"),
-        (b'{"type":"task-sent","x":' + b"[" * 10_000 + b"]" * 10_000 + b"}", "undecodable"),
+        (NESTED, "undecodable"),
+        (b'{"type":"task-sent","x":' + NESTED + b"}", "undecodable"),
         (b'{"type":"task-sent","retries":' + b"9" * 10_000 + b"}", "missing_field"),
         (json.dumps({**GOOD, "retries": 88}).replace("88", "9" * 10_000).encode(), "bad_field"),
         (json.dumps({**GOOD, "timestamp": 88}).replace("88", "9" * 10_000).encode(), "bad_field"),
