@@ -11,7 +11,7 @@ SOAK_SECONDS ?= 3600
 unexport PYTHONDONTWRITEBYTECODE
 UV_VERSION := 0.13.8
 
-.PHONY: help demo stack test coverage lint format truth faults alerts-live celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers newer release-sources release-files release-image release-check clean
+.PHONY: help demo stack test coverage lint format truth faults alerts-live celery-integration fuzz mutants golden docs dashboards screenshots alerts pythons lowest latest celery-versions soak bench lock servers newer release-sources release-files release-image release-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -73,6 +73,22 @@ alerts-live: .venv/synced servers newer  ## cause faults, and run make stack for
 
 celery-integration: .venv/synced servers  ## run Celery's integration tests, and compare the counts with the records of their tasks
 	PYTHONPATH=tests $(PY) -m celery_integration
+
+pythons: .venv/synced  ## test the wheel on Python 3.11 to 3.15, as far as they are found (or on PYTHON=3.13)
+	@tests/install-servers.sh redis-server rabbitmq-server
+	PYTHONPATH=tests $(PY) -m compatibility pythons $(PYTHON)
+
+lowest: .venv/synced  ## test the wheel with the lowest versions of its dependencies
+	@tests/install-servers.sh redis-server rabbitmq-server
+	PYTHONPATH=tests $(PY) -m compatibility lowest
+
+latest: .venv/synced  ## test the wheel with the newest versions of its dependencies
+	@tests/install-servers.sh redis-server rabbitmq-server
+	PYTHONPATH=tests $(PY) -m compatibility latest
+
+celery-versions: .venv/synced  ## run workers of Celery 5.2 to 5.7 against the exporter (or of CELERY=5.4), and print a table
+	@tests/install-servers.sh redis-server rabbitmq-server
+	PYTHONPATH=tests $(PY) -m compatibility celery-versions $(CELERY)
 
 fuzz: .venv/synced  ## fuzz for twice 10 minutes (FUZZ_SECONDS=600), and print tables
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest tests/fuzz -m ""

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs the missing servers and tools of the tests if it runs as root on Debian. Otherwise it prints their names.
+# With arguments, it installs only these commands.
 # Debian starts a service when it installs it. The policy file prevents that, so that no server keeps running.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin:/usr/lib/rabbitmq/bin"
@@ -33,7 +34,7 @@ declare -A package=(
   [strace]=strace
 )
 missing=()
-for command in "${!package[@]}"; do
+for command in "${@:-${!package[@]}}"; do
   command -v "$command" >/dev/null || missing+=("${package[$command]}")
 done
 # The networks of podman, and the names in them. The programs are not in the PATH.
@@ -41,7 +42,7 @@ for program in netavark aardvark-dns; do
   [ -e "/usr/lib/podman/$program" ] || missing+=("$program")
 done
 # A library to preload, without a command: a resolver whose host names a test can change.
-compgen -G '/usr/lib/*/libnss_wrapper.so' >/dev/null || missing+=(libnss-wrapper)
+[ $# -gt 0 ] || compgen -G '/usr/lib/*/libnss_wrapper.so' >/dev/null || missing+=(libnss-wrapper)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
