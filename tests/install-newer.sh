@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# install-newer.sh NAME PACKAGE...: downloads a newer server than that of Debian 12 from Debian's testing suite, with its
-# dependencies, into .cache/NAME/usr. The tests mount this as /usr for this server only (Newer in
-# tests/harness/servers.py). Installed packages and apt's lists do not change.
+# install-newer.sh NAME PACKAGE...: downloads a newer server or Python than that of Debian 12 from Debian's testing suite,
+# with its dependencies, into .cache/NAME/usr. The tests mount this as /usr for this program only (Newer in
+# tests/harness/servers.py, tests/compatibility/interpreters.py). Installed packages and apt's lists do not change.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 home=.cache/$1 suite=forky

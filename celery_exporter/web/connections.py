@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import sys
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 
@@ -58,13 +57,10 @@ def _layers(transport: asyncio.Transport) -> list[asyncio.Transport]:
     """Return all transports whose buffers may hold unsent bytes.
 
     asyncio's TLS transport passes bytes on to the one below, and then neither counts them nor pauses for
-    them. Before Python 3.11 it has no buffer of its own, and refers to the one below, which may be gone at
-    the end.
+    them.
     """
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-    if below is None:
-        return [transport]
-    return [transport, below] if sys.version_info >= (3, 11) else [below]
+    return [transport] if below is None else [transport, below]
 
 
 class ConnectionPool:

@@ -111,7 +111,7 @@ def test_null_in_an_optional_field_counts_as_absent(event, field):
     assert getattr(decoded, field) is None
 
 
-#: Deeper than the decoder follows. From Python 3.14 on, the size of the stack limits it, not a number of levels.
+#: Deeper than the decoder follows. From Python 3.14 on, the size of the stack limits it, no number of levels.
 NESTED = b"[" * 1_000_000 + b"]" * 1_000_000
 
 
