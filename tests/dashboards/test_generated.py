@@ -4,7 +4,6 @@ import importlib.util
 import subprocess
 import sys
 
-import pytest
 import yaml
 from harness.objectives import EXAMPLE, rules_of
 from harness.processes import ROOT, TESTS, missing
@@ -42,7 +41,6 @@ GUIDE_PANELS = {
 }
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="the SDK needs Python 3.11; the JSON is the same")
 def test_the_committed_dashboards_are_up_to_date(tmp_path):
     """Run `make dashboards` after an intended change."""
     if importlib.util.find_spec("grafana_foundation_sdk") is None:
