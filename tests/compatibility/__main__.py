@@ -77,7 +77,6 @@ def _resolved(name: str, *options: str) -> int:
     constraints = environments.resolve(name, version, *options)
     row = _tested(name, _packages, name, interpreters.find(version), "-c", str(constraints))
     text = page.of_rows(["dependencies", "versions"], [row])
-    print(row.problem, flush=True)
     _write(name, f"On {_today()}, with Python {version}:", text, is_complete=True)
     return 0 if row.is_good else 1
 
