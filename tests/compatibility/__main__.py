@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+import signal
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -164,6 +165,7 @@ PARTS: Mapping[str, Callable[..., int]] = {
 
 def main(arguments: Sequence[str]) -> int:
     """Run the part of this name with the versions after it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that servers end, too
     name, *versions = arguments
     return PARTS[name](*versions)
 
