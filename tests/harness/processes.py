@@ -139,7 +139,7 @@ class Process:
         try:
             return self.start().wait_ready()
         except BaseException:
-            self.kill()
+            self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
