@@ -20,7 +20,6 @@ FOLDER = ROOT / ".github/workflows"
 WORKFLOWS = {path.name: path.read_text() for path in sorted(FOLDER.glob("*.yml"))}
 ACTIONLINT = Path(__file__).parent / "actionlint"
 TARGETS = set(re.findall(r"^([a-z-]+|\.venv/synced):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-TARGETS |= {"pythons"}  # a separate change adds it
 #: Scopes that a workflow has without a reason; the jobs that need more list it.
 READ_ONLY = ({}, {"contents": "read"})
 
