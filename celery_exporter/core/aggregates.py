@@ -6,10 +6,10 @@ Invariant: sums only grow. Merging a label set into another moves its sums, and 
 from __future__ import annotations
 
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.task_names import clipped
@@ -95,6 +95,33 @@ def _merged(histogram: Histogram | None, other: Histogram) -> Histogram:
     return histogram
 
 
+class Runs(Struct, gc=False):
+    """How often tasks of one name entered each state, and when last, over several aggregates."""
+
+    counts: Counter[State] = field(default_factory=Counter)
+    last: dict[State, float] = {}
+    redeliveries: int = 0
+
+    def add(self, aggregate: Aggregate) -> None:
+        """Add an aggregate."""
+        self.redeliveries += aggregate.redeliveries
+        for state, at in aggregate.last.items():
+            self.counts[state] += aggregate.transitions[state]
+            self.last[state] = max(at, self.newest(state))
+
+    def newest(self, state: State) -> float:
+        """Return when a task entered a state last; 0 if none did."""
+        return self.last.get(state, 0.0)
+
+    def first_receipts(self, retrying: int) -> int:
+        """Return how many receipts were no redelivery, and of no retry, while so many tasks wait for one.
+
+        It is less if a retry was lost, so that only its growth has a meaning.
+        """
+        received_retries = self.counts[State.RETRY] - retrying
+        return self.counts[State.RECEIVED] - self.redeliveries - received_retries
+
+
 class _SeriesQuota(Struct, gc=False):
     """The number of series, and its limits, of a label whose values are not part of the label set."""
 
@@ -175,15 +202,13 @@ class Aggregates:
         self._unshared.clear()
         return self._aggregates.copy()
 
-    def runs(self, names: Collection[str]) -> dict[str, dict[State, tuple[int, float]]]:
-        """Return how often tasks with these names entered each state, and when last, over all label sets."""
-        runs: dict[str, dict[State, tuple[int, float]]] = {}
+    def runs(self, names: Collection[str]) -> dict[str, Runs]:
+        """Return what is known of tasks with these names over all label sets."""
+        runs: dict[str, Runs] = {}
         for label_set, aggregate in self._aggregates.items():
             if label_set.task_name in names:
-                of_task = runs.setdefault(label_set.task_name, {})
-                for state, at in aggregate.last.items():
-                    count, newest = of_task.get(state, (0, at))
-                    of_task[state] = count + aggregate.transitions[state], max(at, newest)
+                of_task = runs.get(label_set.task_name) or runs.setdefault(label_set.task_name, Runs())
+                of_task.add(aggregate)
         return runs
 
     def restore(self, label_set: LabelSet, aggregate: Aggregate) -> None:

@@ -88,6 +88,7 @@ class Cluster:
             clients=clients,
             records=records,
             kept_tasks=kept_tasks,
+            expected=self.expected if self.expected.names else None,
         )
         #: The parts that others read.
         self.tasks = self._lifecycle.tasks
@@ -181,6 +182,10 @@ class Cluster:
             if self.limits.series_ttl is not None:
                 self._remove_idle_label_sets(now.listening - self.limits.series_ttl)
                 self.measurements.expire(now.listening - self.limits.series_ttl)
+
+    def watch_expected(self, now: Timestamp) -> None:
+        """Judge the expected tasks. Call this only while events arrive."""
+        self.expected.watch(now.wall, self.aggregates, self.tasks)
 
     # -- measurements ------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from operator import attrgetter
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.events import Event, EventWithArguments
 from celery_exporter.core.executions import ExecutionMatcher
+from celery_exporter.core.expected import ExpectedTasks
 from celery_exporter.core.label_sets import LabelSets
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.records import RecordBuilder
@@ -61,6 +62,7 @@ class TaskLifecycle:
         clients: bool,
         records: RecordBuilder | None,
         kept_tasks: int,
+        expected: ExpectedTasks | None,
     ) -> None:
         self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES, kept_tasks)
         self._limits = limits
@@ -78,6 +80,7 @@ class TaskLifecycle:
             reorder_window=limits.reorder_window,
             clients=clients,
             records=records,
+            expected=expected,
         )
 
     # -- events ----------------------------------------------------------------------------------------

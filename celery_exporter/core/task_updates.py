@@ -14,6 +14,7 @@ from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.duplicates import ExecutionEnd, RecentEnds
 from celery_exporter.core.events import Event, epoch
 from celery_exporter.core.executions import ExecutionMatcher
+from celery_exporter.core.expected import ExpectedTasks
 from celery_exporter.core.label_sets import LabelSets
 from celery_exporter.core.records import RecordBuilder
 from celery_exporter.core.task_history import MAX_ATTEMPTS, Delivery, TaskHistory, generation_of
@@ -33,7 +34,7 @@ class TaskUpdates:
     """Applies events to identified tasks, and counts them in the aggregates.
 
     `reorder_window` is in seconds; `clients` says whether sendings are counted by the client's host.
-    `records` is None while nothing is recorded.
+    `records` is None while nothing is recorded, and `expected` if no task is expected.
     """
 
     def __init__(  # noqa: PLR0913  the parts of a cluster
@@ -47,6 +48,7 @@ class TaskUpdates:
         reorder_window: float,
         clients: bool,
         records: RecordBuilder | None,
+        expected: ExpectedTasks | None,
     ) -> None:
         self.ends = RecentEnds()
         #: Events that report an end that is counted already, by type.
@@ -59,6 +61,7 @@ class TaskUpdates:
         self._executions = executions
         self._reorder_window = reorder_window
         self._records = records
+        self._expected = expected
 
     def record_sent(self, task: Task, event: Event, now: Timestamp) -> None:
         """Count the sending of a task, or of a retry of it; the task keeps its state."""
@@ -70,6 +73,8 @@ class TaskUpdates:
         self._aggregates.count_transition(label_set, PENDING, min(event.timestamp, now.wall))
         if self._records is not None:
             self._records.add_sent(task, event, label_set)
+        if self._expected is not None and (event.retries or 0) % MAX_ATTEMPTS == 0:
+            self._expected.note_sent(label_set.task_name, event.timestamp)
         if self._clients:
             self._aggregates.count_sender(label_set, host(event.hostname))
         if event.expires is not None and (expires := epoch(event.expires)):

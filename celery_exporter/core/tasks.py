@@ -8,7 +8,7 @@ so its first entry is its oldest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice, takewhile
 
 from msgspec import Struct
@@ -420,6 +420,15 @@ class TaskTable:
         """Return how many tasks each worker has started and not ended."""
         buckets = self.occupied(State.STARTED)
         return Counter(task.current_worker() for bucket in buckets for task in bucket.tasks.values())
+
+    def retrying(self, names: Collection[str]) -> Counter[str]:
+        """Return how many tasks with these names wait for a retry."""
+        buckets = self.occupied(State.RETRY)
+        counts: Counter[str] = Counter()
+        for bucket in buckets:
+            if bucket.group.label_set.task_name in names:
+                counts[bucket.group.label_set.task_name] += len(bucket.tasks)
+        return counts
 
     def prefetched(self, limit: int) -> dict[tuple[LabelSet, str], int] | None:
         """Return how many tasks each worker has received and not started, by label set and worker.

@@ -228,7 +228,7 @@ class EventSubscription:
                 cluster, now = self._state.cluster, self._state.now()
                 cluster.expire(now)
                 if self._receives_events():
-                    cluster.expected.watch(now.wall, cluster.aggregates)
+                    cluster.watch_expected(now)
                 self.mark = self._consumer.mark
         self._pass_records_on()
 

@@ -570,7 +570,7 @@ def expecting(*runs: float, seconds: float) -> ClusterDriver:
     for second in range(int(seconds)):
         driver.now = begin + second
         driver.apply(*(sent(f"u{run}", at=driver.now) for run in runs if run == second))
-        driver.cluster.expected.watch(driver.timestamp().wall, driver.aggregates)
+        driver.cluster.watch_expected(driver.timestamp())
     return driver
 
 
@@ -583,7 +583,7 @@ def test_an_overdue_task_and_the_last_run_survive_a_restart():
     assert overdue_and_due(old) == [(True, 70), (True, 60)]
     new = restarted(old, away=5, expected=[watch.task for watch in old.cluster.expected.watches[:1]])
     assert overdue_and_due(new) == [(True, 70), (True, 60)]
-    new.cluster.expected.watch(new.timestamp().wall, new.aggregates)
+    new.cluster.watch_expected(new.timestamp())
     assert {view.last for view in new.shown().expected} == {T0 + 110, None}
 
 
@@ -591,7 +591,7 @@ def test_a_file_without_expected_tasks_begins_to_watch_them():
     old = driver_after(sent())
     new = restarted(old, away=1e6, expected=[ExpectedTask("add", Every(60.0))])
     wall = new.timestamp().wall
-    new.cluster.expected.watch(wall, new.aggregates)
+    new.cluster.watch_expected(new.timestamp())
     assert {(view.overdue, view.due) for view in new.shown().expected} == {(False, wall + 60)}
 
 
@@ -601,7 +601,7 @@ def test_records_have_watches_only_if_one_changed():
     assert recorder.changes(driver.timestamp()).watches is not None
     driver.now += 2
     wall = driver.timestamp().wall
-    driver.cluster.expected.watch(wall, driver.aggregates)
+    driver.cluster.watch_expected(driver.timestamp())
     changes = recorder.changes(driver.timestamp())
     assert (changes.watches, changes.watched) == (None, wall)
 

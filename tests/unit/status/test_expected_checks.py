@@ -17,7 +17,7 @@ def finding(*expected: ExpectedTask, seconds: int, **exporter: object) -> Findin
     for second in range(seconds):
         driver.now = 100 + second
         driver.apply(*[sent("u1", at=driver.now, name="mul")] * (second == 130))
-        driver.cluster.expected.watch(driver.timestamp().wall, driver.aggregates)
+        driver.cluster.watch_expected(driver.timestamp())
     snapshot = driver.shown(**exporter)
     return expected_tasks(snapshot, Recent().growth(snapshot, 0.0))
 
