@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 from celery.app.utils import find_app
-from celery.schedules import maybe_schedule
+from celery.beat import ScheduleEntry
+from celery.schedules import ParseException
 
 from celery_exporter.beat_schedule.entries import Entry, entry
+from celery_exporter.quoting import printable
 
 #: The application of django-celery-beat.
 DJANGO_BEAT = "django_celery_beat"
@@ -32,14 +34,27 @@ def entries_of(name: str) -> list[Entry]:
     """
     sys.path.insert(0, str(Path.cwd()))
     with redirect_stdout(sys.stderr):  # what the application prints is no part of the section
-        app = _loaded(name)
+        schedule, zone = _settings(name)
         try:
             in_tables = dict(_in_tables()) if _has_tables() else {}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise AppError(f"cannot read the tables of django-celery-beat: {_text(error)}") from error
-        in_settings = {key: _in_settings(app, key, value) for key, value in app.conf.beat_schedule.items()}
+        in_settings = {str(key): _in_settings(str(key), value, zone) for key, value in schedule.items()}
     entries = {**in_settings, **in_tables}
     return [each for _, each in sorted(entries.items()) if each is not None]
+
+
+def _settings(name: str) -> tuple[Mapping[Any, Any], tzinfo]:
+    """Return `beat_schedule` and the time zone of an application."""
+    app = _loaded(name)
+    schedule = app.conf.beat_schedule
+    if not isinstance(schedule, Mapping):
+        kind = type(schedule).__name__
+        raise AppError(f"--from-app: got {name!r}; its beat_schedule is a {kind}, not a dict")
+    try:
+        return schedule, app.timezone
+    except Exception as error:
+        raise AppError(f"--from-app: got {name!r}; cannot read its time zone: {_text(error)}") from error
 
 
 def _loaded(name: str) -> Any:
@@ -49,19 +64,22 @@ def _loaded(name: str) -> Any:
         app.loader.import_default_modules()
         app.finalize()
         app.conf.beat_schedule  # noqa: B018  reads the settings
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module may end the process
         raise AppError(f"--from-app: got {name!r}; cannot import it: {_text(error)}") from error
     return app
 
 
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _text(error: BaseException) -> str:
+    return printable(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def _in_settings(app: Any, key: str, value: Any) -> Entry:
-    """Return an entry of `beat_schedule`, which is a dict there."""
-    schedule = maybe_schedule(value["schedule"], app=app)
-    return entry(key, value["task"], schedule, app.timezone)
+def _in_settings(key: str, value: Any, zone: tzinfo) -> Entry:
+    """Return an entry of `beat_schedule`: a dict, or an object of beat."""
+    if isinstance(value, ScheduleEntry):
+        value = {"task": value.task, "schedule": value.schedule}
+    if not isinstance(value, Mapping):
+        return Entry(key, "", None, f"it is a {type(value).__name__}, not a dict")
+    return entry(key, value.get("task"), value.get("schedule"), zone)
 
 
 # -- django-celery-beat ----------------------------------------------------------------------------------
@@ -95,8 +113,11 @@ def _of_row(row: Any) -> Entry:
         return Entry(row.name, row.task, None, f"it starts at {row.start_time}")
     if row.solar:
         return Entry(row.name, row.task, None, "a solar schedule has no fixed times")
-    zone = row.crontab.timezone if row.crontab else None
-    return entry(row.name, row.task, row.schedule, zone)
+    try:
+        schedule = row.schedule
+    except (ArithmeticError, AttributeError, LookupError, ParseException, TypeError, ValueError) as error:
+        return Entry(row.name, row.task, None, f"its schedule is invalid: {_text(error)}")
+    return entry(row.name, row.task, schedule, row.crontab.timezone if row.crontab else None)
 
 
 def _is_before(time: datetime | None, now: datetime) -> bool:

@@ -6,11 +6,18 @@ from collections.abc import Collection, Iterable
 from datetime import datetime, tzinfo
 from typing import Any
 
-from celery.schedules import crontab, schedule
+from celery.schedules import BaseSchedule, crontab, maybe_schedule, schedule
 from cronsim import CronSim, CronSimError
 from msgspec import Struct
 
-from celery_exporter.core.schedules import MAX_EVERY_SECONDS, MIN_EVERY_SECONDS, Cron, Every, time_zone
+from celery_exporter.core.schedules import (
+    MAX_EVERY_SECONDS,
+    MIN_EVERY_SECONDS,
+    Cron,
+    Every,
+    check_cron,
+    time_zone,
+)
 
 #: The index of the day of the week: cron has Sunday as 0 and as 7.
 _WEEKDAY = 4
@@ -30,25 +37,56 @@ class Entry(Struct, frozen=True):
     unfit: str = ""
 
 
-def entry(name: str, task: str, celery_schedule: Any, zone: tzinfo | None) -> Entry:
-    """Return an entry with a schedule object of Celery; a crontab is in this time zone."""
+def entry(name: str, task: Any, celery_schedule: Any, zone: tzinfo | None) -> Entry:
+    """Return an entry with the schedule that Celery has; a crontab is in this time zone."""
+    shown = task if isinstance(task, str) else ""
     try:
-        return Entry(name, task, _converted(celery_schedule, zone))
+        _check_task(task)
+        return Entry(name, shown, _converted(_as_schedule(celery_schedule), zone))
     except UnfitError as error:
-        return Entry(name, task, None, str(error))
+        return Entry(name, shown, None, str(error))
 
 
-def _converted(celery_schedule: Any, zone: tzinfo | None) -> Every | Cron:
+def _check_task(task: Any) -> None:
+    if task is None or task == "":
+        raise UnfitError("it has no task")
+    if not isinstance(task, str) or not task.strip():
+        raise UnfitError(f"its task, {task!r:.80}, is no name")
+    try:
+        task.encode()
+    except UnicodeEncodeError:
+        raise UnfitError("its task is no valid text") from None
+
+
+def _as_schedule(value: Any) -> BaseSchedule:
+    """Return a schedule object of Celery, which also takes seconds."""
+    if value is None:
+        raise UnfitError("it has no schedule")
+    try:
+        return maybe_schedule(value)
+    except (AttributeError, OverflowError, TypeError, ValueError):  # no schedule, inf, nan
+        raise UnfitError(f"its schedule, {value!r:.80}, is no number of seconds and no schedule") from None
+
+
+def _converted(celery_schedule: BaseSchedule, zone: tzinfo | None) -> Every | Cron:
     if isinstance(celery_schedule, crontab):
         if type(celery_schedule) is crontab and celery_schedule.nowfun is not None:
             raise UnfitError("its crontab has a nowfun of its own")
-        return Cron(_expression(celery_schedule), _zone_name(zone))
+        return Cron(_checked(_expression(celery_schedule)), _zone_name(zone))
     if type(celery_schedule) is not schedule:
         raise UnfitError(f"a schedule of the type {type(celery_schedule).__name__} has no fixed times")
     seconds = celery_schedule.run_every.total_seconds()
     if not MIN_EVERY_SECONDS <= seconds <= MAX_EVERY_SECONDS:
         raise UnfitError(f"every {seconds:g} s is not between a second and a year")
     return Every(seconds)
+
+
+def _checked(expression: str) -> str:
+    try:
+        check_cron(expression)
+    except ValueError as error:
+        raise UnfitError(f"its crontab, {expression}: {error}") from None
+    return expression
 
 
 def _zone_name(zone: tzinfo | None) -> str:

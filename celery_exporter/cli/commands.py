@@ -558,6 +558,8 @@ def expected(context: click.Context, app: str) -> None:
     except AppError as error:
         context.exit(fail(str(error), EXIT_FAILED))
     if not any(entry.schedule for entry in entries):
+        if entries:
+            click.echo(section(entries))  # why each is left out
         context.exit(
             fail(f"--from-app: got {app!r}, which has no periodic tasks that can be expected", EXIT_FAILED)
         )

@@ -68,8 +68,44 @@ add(name="at", task="shop.at", one_off=True, clocked=ClockedSchedule.objects.cre
 sun = SolarSchedule.objects.create(event="sunset", latitude=52, longitude=13)
 add(name="sun", task="shop.sun", solar=sun)
 add(name="old", task="shop.old", interval=hours, expires=now() - timedelta(days=1))
+never = CrontabSchedule.objects.create(minute="99")
+add(name="bad", task="shop.bad", crontab=never)
 add(name="new", task="shop.new", interval=hours, start_time=now() + timedelta(days=1))
 """
+
+
+ONE = """
+from celery import Celery
+from celery.beat import ScheduleEntry
+from celery.schedules import crontab
+app = Celery("shop")
+{}
+"""
+ENTRIES = """app.conf.beat_schedule = {
+    1: {"task": "shop.int", "schedule": 10},
+    "object": ScheduleEntry("object", "shop.object", schedule=20, app=app),
+    "cron": ScheduleEntry("cron", "shop.cron", schedule=crontab(minute=0, app=app), app=app),
+    "no task": {"schedule": 10},
+    "empty": {"task": "", "schedule": 10},
+    "number": {"task": 3, "schedule": 10},
+    "surrogate": {"task": "t\\ud800", "schedule": 10},
+    "no schedule": {"task": "t"},
+    "text": {"task": "t", "schedule": "10"},
+    "nan": {"task": "t", "schedule": float("nan")},
+    "inf": {"task": "t", "schedule": float("inf")},
+    "list": ["t", 10],
+}"""
+WHY = {
+    "empty": "it has no task",
+    "inf": "its schedule, inf, is no number of seconds and no schedule",
+    "list": "it is a list, not a dict",
+    "nan": "its schedule, nan, is no number of seconds and no schedule",
+    "no schedule": "it has no schedule",
+    "no task": "it has no task",
+    "number": "its task, 3, is no name",
+    "surrogate": "its task is no valid text",
+    "text": "its schedule, '10', is no number of seconds and no schedule",
+}
 
 
 def section(folder: Path, app: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -120,6 +156,7 @@ def test_the_tables_of_django_celery_beat_are_read(django_project):
     left_out = [line.strip() for line in done.stdout.splitlines() if "left out" in line]
     assert [line.partition(" at ")[0] for line in left_out] == [
         "# left out:",
+        "# left out: bad (task shop.bad): its schedule is invalid: ValueError: Invalid end range: 99 > 59.",
         "# left out: new (task shop.new): it starts",
         "# left out: old (task shop.old): it expired",
         "# left out: once (task shop.once): it runs once",
@@ -141,6 +178,10 @@ def test_tables_that_are_missing_are_an_error(django_project):
         ("raise ValueError('no')", "cannot import it: ValueError: "),
         ("app = 3", "cannot import it: AttributeError: "),
         ("", "cannot import it: "),
+        ("import sys; sys.exit(3)", "cannot import it: SystemExit: 3"),
+        (ONE.format("app.conf.timezone = 'Foo/Bar'"), "cannot read its time zone: "),
+        (ONE.format("app.conf.beat_schedule = []"), "its beat_schedule is a list, not a dict"),
+        (ONE.format("app.conf.beat_schedule = None"), "its beat_schedule is a NoneType, not a dict"),
         ("from celery import Celery\napp = Celery()", "which has no periodic tasks that can be expected"),
     ],
 )
@@ -150,6 +191,28 @@ def test_an_application_that_cannot_be_used_is_one_line(tmp_path, source, error)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith("celery-exporter: --from-app: got 'shop:app'")
     assert error in done.stderr
+
+
+def test_a_bad_entry_is_a_comment_that_says_why_and_hides_no_other(tmp_path):
+    (tmp_path / "shop.py").write_text(ONE.replace("{}", ENTRIES))
+    done = section(tmp_path, "shop:app")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {name: task.schedule for name, task in accepted(tmp_path, done.stdout).items()} == {
+        "shop.int": Every(10.0),
+        "shop.object": Every(20.0),
+        "shop.cron": Cron("0 * * * *", "UTC"),
+    }
+    comments = [line.partition(": ")[2] for line in done.stdout.splitlines() if "# left out" in line]
+    reasons = {name.partition(" (")[0]: why for name, _, why in (line.partition(": ") for line in comments)}
+    assert reasons == WHY
+
+
+def test_if_all_entries_are_left_out_the_reasons_are_printed(tmp_path):
+    (tmp_path / "shop.py").write_text(ONE.format("app.conf.beat_schedule = {'a': {'task': 't'}}"))
+    done = section(tmp_path, "shop:app")
+    assert (done.returncode, done.stdout) == (1, "  # left out: a (task t): it has no schedule\n")
+    assert done.stderr.endswith("which has no periodic tasks that can be expected\n")
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_application_has_to_be_named():

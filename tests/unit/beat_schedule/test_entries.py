@@ -81,3 +81,9 @@ class Moonrise(BaseSchedule):
 )
 def test_what_cannot_be_expected_says_why(celery_schedule, zone, why):
     assert converted(celery_schedule, zone) == why
+
+
+def test_a_crontab_that_is_never_due_is_no_entry():
+    cron = crontab(minute=0, hour=0, day_of_month=31)
+    cron.month_of_year, cron._orig_month_of_year = {2}, "2"  # as Celery 5.4 allows it
+    assert converted(cron) == "its crontab, 0 0 31 2 *: no such day exists"

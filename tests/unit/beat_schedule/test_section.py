@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from celery_exporter.beat_schedule.entries import Entry
 from celery_exporter.beat_schedule.section import section
 from celery_exporter.config.expected import expected_tasks
+from celery_exporter.core.expected import MAX_EXPECTED
 from celery_exporter.core.schedules import Cron, Every
 from celery_exporter.runtime.yaml_tree import load_yaml
 
 
 def test_an_entry_without_a_schedule_says_why():
     text = section([Entry("x", "t", None, "it runs once")])
-    assert text == "expected:\n  # left out: x (task t): it runs once"
+    assert text == "  # left out: x (task t): it runs once", "an empty section is an error"
 
 
 def test_entries_have_their_schedule():
@@ -30,6 +31,12 @@ def test_a_task_that_has_a_schedule_twice_is_expected_once():
     text = section([Entry("a", "t", Every(60.0)), Entry("b", "t", Every(60.0))])
     assert text.endswith("# left out: b: it has the task and the schedule of a")
     assert len(read(text)) == 1
+
+
+def test_entries_beyond_the_limit_are_named():
+    text = section(Entry(f"e{number}", f"t{number}", Every(60.0)) for number in range(MAX_EXPECTED + 1))
+    assert text.endswith(f"# left out: e{MAX_EXPECTED}: a broker takes up to {MAX_EXPECTED} entries")
+    assert len(read(text)) == MAX_EXPECTED
 
 
 def read(text: str) -> Any:
