@@ -68,7 +68,7 @@ class ConfigFile(Struct, frozen=True):
 def read(path: Path) -> ConfigFile:
     """Return what a file has. Values are parsed later. Raises BadSettingError for anything else."""
     try:
-        tree = load_yaml(path.read_bytes(), marks_quotes=True)
+        tree = load_yaml(path.read_bytes(), marks_quotes=True, keeps=[EXPECTED])
     except OSError as error:
         raise BadSettingError(f"--config.file: cannot read {str(path)!r}: {error.strerror}") from None
     except InvalidYamlError as error:

@@ -28,7 +28,7 @@ from celery_exporter.core.task_names import ShownAs, clipped
 #: Keys of an entry, with what they take.
 ENTRY_KEYS = {
     "task": "Name of the task, as Celery or as metrics have it.",
-    "every": "Longest time between two runs: a duration such as 90s, 15m, 2h or 7d.",
+    "every": "Longest time from one sending (or success) to the next: a duration such as 90s, 15m, 2h or 7d.",
     "cron": "Due times: minute, hour, day of the month, month, day of the week. Both days must match.",
     "timezone": "Time zone of `cron`, such as Europe/Berlin. UTC without it.",
     "grace": "Duration from the due time until the task is overdue. 5m without it.",
@@ -114,9 +114,10 @@ def _cron(entry: Mapping[str, str]) -> Cron:
     try:
         time_zone(zone)
     except ValueError:
-        similar = suggestion(zone, available_timezones())
+        # Abbreviations are like others that mean another time: CEST, EST.
+        similar = suggestion(zone, available_timezones(), cutoff=0.8) if "/" in zone else ""
         raise BadEntryError(
-            f".timezone: got {zone!r}; it takes a name such as Europe/Berlin{similar}"
+            f".timezone: got {zone!r}; it takes an IANA name such as Europe/Berlin{similar}"
         ) from None
     return Cron(expression, str(zone))
 

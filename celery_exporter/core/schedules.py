@@ -22,6 +22,13 @@ FIELDS = 5
 MIN_EVERY_SECONDS, MAX_EVERY_SECONDS = 1, 366 * 86_400
 #: A run that begins so many seconds before a due time is that of the due time: clocks of hosts differ.
 EARLY_SECONDS = 2.0
+#: The indexes of the day of the month and of the month. Each may be valid, and both together not.
+_DAY_AND_MONTH = (2, 3)
+_NO_SUCH_DAY = "no such day exists"
+#: Files and folders beside the time zones of a system, which are no names of the IANA database: the time zone
+#: of the host, that of POSIX rules, a placeholder, and copies with and without leap seconds.
+_NO_ZONES = frozenset({"localtime", "posixrules", "Factory"})
+_COPIES = ("posix/", "right/")
 #: A day on which the clocks are not changed in any time zone, to check expressions.
 _ANY_DAY = datetime(2024, 1, 1)  # noqa: DTZ001  local times have no time zone here
 
@@ -61,23 +68,36 @@ class Cron(Struct, frozen=True, tag=True):
 
 def check_cron(expression: str) -> None:
     """Raise ValueError, with the reason, for an expression that is invalid or never due."""
-    if len(expression.split()) != FIELDS:
+    fields = expression.split()
+    if len(fields) != FIELDS:
         raise ValueError("not five fields (minute, hour, day of the month, month, day of the week)")
     try:
         due = next(_due_times(expression, _ANY_DAY), None)
     except CronSimError as error:
+        if all(_is_valid(*fields[:index], "*", *fields[index + 1 :]) for index in _DAY_AND_MONTH):
+            raise ValueError(_NO_SUCH_DAY) from None
         raise ValueError(str(error).replace("Bad", "invalid")) from None
     if due is None:
-        raise ValueError("no such day exists")
+        raise ValueError(_NO_SUCH_DAY)
 
 
 @lru_cache
 def time_zone(name: str) -> ZoneInfo:
     """Return a time zone of the IANA database. Raises ValueError for a name that is none."""
+    if name in _NO_ZONES or name.startswith(_COPIES):
+        raise ValueError(name)
     try:
         return ZoneInfo(name)
     except (KeyError, OSError, ValueError):  # of a name that is unknown, a directory, or no path below it
         raise ValueError(name) from None
+
+
+def _is_valid(*fields: str) -> bool:
+    try:
+        CronSim(" ".join(fields), _ANY_DAY)
+    except CronSimError:
+        return False
+    return True
 
 
 def _due_times(expression: str, after: datetime) -> CronSim:

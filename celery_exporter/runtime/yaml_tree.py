@@ -1,11 +1,12 @@
 """YAML → texts, lists and dicts: what configuration files are made of.
 
 All scalars are texts, so that 123 and yes are valid names. Duplicate keys are errors. Keys with an empty
-value are left out.
+value are left out, unless the caller wants them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -25,6 +26,8 @@ class Quoted(str):
 
 
 class _Loader(yaml.BaseLoader):
+    keeps: frozenset[str] = frozenset()
+
     def construct_scalar(self, node: yaml.ScalarNode) -> Any:
         text = super().construct_scalar(node)
         return None if node.style is None and text in _NULLS else text
@@ -34,7 +37,7 @@ class _Loader(yaml.BaseLoader):
         mapping = super().construct_mapping(node, deep)
         if len(mapping) < len(keys):
             raise yaml.constructor.ConstructorError(None, None, _DUPLICATE_KEY, node.start_mark)
-        return {key: value for key, value in mapping.items() if value is not None}
+        return {key: value for key, value in mapping.items() if value is not None or key in self.keeps}
 
 
 class _QuotesLoader(_Loader):
@@ -43,13 +46,16 @@ class _QuotesLoader(_Loader):
         return text if node.style is None else Quoted(text)
 
 
-def load_yaml(text: bytes, *, marks_quotes: bool = False) -> Any:
+def load_yaml(text: bytes, *, marks_quotes: bool = False, keeps: Iterable[str] = ()) -> Any:
     """Return the tree of a file's content, None if there is none. Raises InvalidYamlError.
 
-    With `marks_quotes`, scalars in quotes are of the type `Quoted`.
+    With `marks_quotes`, scalars in quotes are of the type `Quoted`. `keeps` are keys that stay with an
+    empty value.
     """
     try:
-        return yaml.load(text, _QuotesLoader if marks_quotes else _Loader)  # noqa: S506  creates no other types
+        loader = _QuotesLoader(text) if marks_quotes else _Loader(text)
+        loader.keeps = frozenset(keeps)
+        return loader.get_single_data()
     except RecursionError:
         raise InvalidYamlError("invalid YAML: nested too deeply") from None
     except yaml.YAMLError as error:

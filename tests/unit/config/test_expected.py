@@ -43,7 +43,6 @@ def test_entries_have_a_schedule_and_a_grace(path):
 
 def test_without_the_section_nothing_is_expected(path):
     assert loaded(path, "broker_url: redis://").monitor.expected == ()
-    assert loaded(path, "broker_url: redis://\nexpected:").monitor.expected == ()
     assert load({"broker_url": "redis://"}, {}).monitor.expected == ()
 
 
@@ -87,6 +86,9 @@ def test_names_are_those_of_metrics(path):
     [
         ("expected: []", "expected: expected a list, such as - {task: name, every: 1h}"),
         ("expected: {task: a}", "expected: expected a list"),
+        ("expected:", "expected: expected a list"),
+        ("expected: # all left out", "expected: expected a list"),
+        ("brokers: {shop: {url: redis://, expected: null}}", "brokers.shop.expected: expected a list"),
         ("expected: [a]", "expected[1]: expected a mapping, such as {task: name, every: 1h}"),
         ("expected: [{every: 1h}]", "expected[1]: task is missing; give the name of a task"),
         ("expected: [{task: ' ', every: 1h}]", "expected[1]: task is missing"),
@@ -116,7 +118,11 @@ def test_names_are_those_of_metrics(path):
         ('expected: [{task: a, cron: "@daily"}]', "expected[1].cron: got '@daily': not five fields"),
         (
             'expected: [{task: a, cron: "0 3 * * *", timezone: Europe/Berlim}]',
-            "expected[1].timezone: got 'Europe/Berlim'; it takes a name such as Europe/Berlin; did you mean",
+            "expected[1].timezone: got 'Europe/Berlim'; it takes an IANA name such as Europe/Berlin; did ",
+        ),
+        (
+            'expected: [{task: a, cron: "0 0 31 2 *"}]',
+            "expected[1].cron: got '0 0 31 2 *': no such day exists; it takes an expression such as",
         ),
         (
             "expected: [{task: a, every: 1h}, {task: b, every: 1h}, {task: a, every: 60m}]",
@@ -135,3 +141,10 @@ def test_what_is_wrong_is_named(path, section, error):
         loaded(path, section)
     assert str(raised.value).startswith(f"{path}: {error}")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("zone", ["CEST", "PDT", "localtime", "UTC+2", "Berlin", "right/Mars"])
+def test_no_zone_is_suggested_that_means_another_time(path, zone):
+    with pytest.raises(BadSettingError) as raised:
+        loaded(path, f'expected: [{{task: a, cron: "0 3 * * *", timezone: {zone}}}]')
+    assert str(raised.value).endswith(f".timezone: got {zone!r}; it takes an IANA name such as Europe/Berlin")

@@ -135,7 +135,10 @@ def test_what_beat_sends_is_never_late(expression, zone):
         ("0 0 3 * * *", "not five fields"),
         ("@daily", "not five fields"),
         ("", "not five fields"),
-        ("0 0 30 2 *", "invalid day-of-month"),
+        ("0 0 30 2 *", "no such day exists"),
+        ("0 0 31 2,4 *", "no such day exists"),
+        ("0 0 31 13 *", "invalid month"),
+        ("0 0 32 2 *", "invalid day-of-month"),
         ("0 0 30 2 mon", "no such day exists"),
     ],
 )
@@ -144,7 +147,11 @@ def test_an_expression_that_cannot_be_used_is_refused(expression, error):
         check_cron(expression)
 
 
-@pytest.mark.parametrize("name", ["Mars/Olympus", "../etc/passwd", "Europe", "", "/etc/localtime", "a\0b"])
+NO_NAMES = ["Mars/Olympus", "../etc/passwd", "Europe", "", "/etc/localtime", "a\0b"]
+FILES = ["localtime", "posixrules", "Factory", "posix/UTC", "right/Europe/Berlin"]
+
+
+@pytest.mark.parametrize("name", [*NO_NAMES, *FILES])
 def test_an_unknown_time_zone_is_refused(name):
     with pytest.raises(ValueError, match=r".*"):
         time_zone(name)
