@@ -7,7 +7,8 @@ due time whose grace overlaps with a pause is not judged. There are two exceptio
 - A task that is overdue stays so over a pause that is shorter than its grace and than `every`. Over a longer
   one, it stays so unless it was due again meanwhile.
 - A task that is due again within its grace is sent more often than a broker reconnects. Only the first of
-  several short pauses begins anew; the others make its grace longer. Else it would never be overdue.
+  several short pauses takes the place of a run; the others make its grace longer. Else it would never be
+  overdue.
 
     run (sent or succeeded) → due ─ grace ─→ overdue
     the first watch, or the end of a pause, takes the place of a run that is not known
@@ -63,7 +64,7 @@ class Watch(Struct):
     count: int = 0
     newest: float = 0.0
     has_sends: bool = False  # a task-sent event was received, so that receipts by workers are no evidence
-    postponed: bool = False  # a pause began anew since the last run
+    postponed: bool = False  # a pause took the place of a run since the last one
     paused: float = 0.0  # seconds of short pauses since the due time, by which the grace is longer
 
     def start(self, since: float) -> None:
