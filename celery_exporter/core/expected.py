@@ -59,8 +59,8 @@ class Watch(Struct):
     since: float = 0.0  # the newest due time before it is not judged
     last: float | None = None  # of the newest run; not later than when it was noticed
     due: float = 0.0  # the first due time after `since` and `last`
-    # Of the aggregates when they were read last. A sender whose clock was ahead once keeps `newest` in the
-    # future, so that only the count says that there was another run.
+    # Of the aggregates when they were read last. A clock that was ahead once keeps `newest` in the future, so
+    # that only the count says that there was another run.
     count: int = 0
     newest: float = 0.0
     has_sends: bool = False  # a task-sent event was received, so that receipts by workers are no evidence
@@ -110,7 +110,6 @@ class Watch(Struct):
 
     def _set_back(self, wall: float) -> None:
         """Replace times in the future, which were read from a clock that was wrong, by the time now."""
-        self.newest = min(self.newest, wall)
         if max(self.since, self.last or 0.0) > wall:
             self.since = min(self.since, wall)
             self.last = self.last and min(self.last, wall)

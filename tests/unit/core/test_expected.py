@@ -161,7 +161,10 @@ def test_a_clock_that_is_wrong_for_a_time_raises_no_alarm_and_hides_none(task):
     assert scene.overdue() == dict.fromkeys(BOTH, False)
     scene.resume(1_400)  # the clock is right again
     assert scene.overdue() == dict.fromkeys(BOTH, False)
-    assert scene.watch(1_400 + 2 * HOUR) == BOTH
+    assert scene.watch(1_400 + HOUR + 302) == BOTH
+    scene.run(10_000)
+    assert scene.watch(10_010) == dict.fromkeys(BOTH, False)
+    assert scene.watch(10_000 + 2 * HOUR) == BOTH
 
 
 def test_times_of_a_wrong_clock_in_the_state_file_hide_no_alarm():
