@@ -51,7 +51,8 @@ def task_text(answer: TaskAnswer, now: float) -> str:
 def task_list_text(answer: TaskList, query: Mapping[str, str], now: float, url: str | None = None) -> str:
     """Return a table of tasks, and the command that prints the next ones; `url` is that of --url."""
     if not answer.tasks:
-        return "\n".join(["No task is like this.", *([printable(answer.problem)] if answer.problem else [])])
+        none = "No task that is kept is like this. --history-file keeps more."
+        return "\n".join([none, *([printable(answer.problem)] if answer.problem else [])])
     rows = [_TITLES, *(_list_row(task, now) for task in answer.tasks)]
     lines = _aligned(rows)
     if answer.next is not None:

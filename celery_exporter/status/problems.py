@@ -210,8 +210,8 @@ BEAT_DOWN = Problem(
 OVERDUE = Problem(
     "expected-tasks",
     "warning",
-    "expected tasks are overdue: {tasks}",
-    "not sent: check whether beat runs, and has the task in its schedule; no success: check whether the task "
+    "expected tasks are overdue: {tasks}{beats}",
+    "not sent: start beat, or if it is up, add the task to its schedule; no success: check whether the task "
     "fails, waits in a queue, or needs a longer grace; compare with the section `expected` of --config.file",
     "CeleryTaskOverdue",
 )

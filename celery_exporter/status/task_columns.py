@@ -34,7 +34,7 @@ UNSEEN = Column("Nothing seen since", "unseen_since", "clock", _UNSEEN_MEANING, 
 FOUND = Table(
     "tasks",
     "Tasks",
-    "No task is like this.",
+    "No task that is kept is like this.",
     (
         Column("Since", "since", "clock", "When it entered its state.", unit="UTC"),
         _STATE,

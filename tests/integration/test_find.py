@@ -45,7 +45,7 @@ def test_what_became_of_each_task(running, exporter, worker, client):
     assert "SUCCESS" in find(app, succeeded[:8])
     assert "no task with the id 00000000 is known" in find(app, "00000000", code=1)
     assert "elsewhere" in find(app, "--why", waiting[:8])
-    assert "No task is like this." in find(app, "--name", "none", code=1)
+    assert "No task that is kept is like this." in find(app, "--name", "none", code=1)
 
 
 @pytest.mark.parametrize("option", ["--no-history", "--no-status-page"])

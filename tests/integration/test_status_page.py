@@ -447,7 +447,7 @@ def test_a_person_finds_out_what_became_of_a_task(cluster, visit, has_script):
     page.page.get_by_label("State").select_option("SUCCESS")
     page.page.get_by_role("button", name="Search").click()
     page.page.wait_for_url("**state=SUCCESS**")
-    until_equal(lambda: page.column("tasks", "Since"), ["No task is like this."])
+    until_equal(lambda: page.column("tasks", "Since"), ["No task that is kept is like this."])
     assert "name=tasks.fail_with_value_error" in page.page.url
     page.page.get_by_label("Id, or how it begins").fill(task.id[:20])
     page.page.get_by_role("button", name="Show").click()

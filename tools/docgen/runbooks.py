@@ -26,9 +26,13 @@ _PAGE = """<!doctype html>
 """
 
 
+#: A link to another page of the documentation, which the exporter does not serve.
+_LINK = re.compile(r"\[([^]]+)\]\((?!#|https?:)[^)]+\)")
+
+
 def page(markdown: str) -> str:
     """Return the page as HTML, with the ids of headings that GitHub has."""
-    text = MarkdownIt("commonmark").enable("table").render(markdown)
+    text = MarkdownIt("commonmark").enable("table").render(_LINK.sub(r"\1", markdown))
     return _PAGE.format(text=re.sub(r"<(h[23])>(.*?)</\1>", _with_id, text))
 
 
