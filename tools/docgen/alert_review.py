@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -32,8 +31,7 @@ def inhibitions() -> str:
     rows = []
     for cause, conditions in _REVIEW["causes"].items():
         labels = [f"`{label}`" for label in conditions.get("equal", ())]
-        only = [f"`{label}` {value}, or none" for label, value in conditions.get("only", {}).items()]
-        rows.append((cause, ", ".join(_muted_by(cause)), ", ".join([*labels, *only])))
+        rows.append((cause, ", ".join(_muted_by(cause)), ", ".join(labels)))
     return markdown.table(("while this fires", "these are muted", "further condition"), rows)
 
 
@@ -56,20 +54,18 @@ def _inhibit_rules() -> str:
     """Return the inhibit rules, in the layout of the file."""
     lines = ["inhibit_rules:"]
     for cause, conditions in _REVIEW["causes"].items():
-        lines += [f"  - source_matchers: ['alertname=\"{cause}\"']", *_targets(cause, conditions)]
+        lines += [f"  - source_matchers: ['alertname=\"{cause}\"']", *_targets(cause)]
         equal = [*_CLUSTER_LABELS, *conditions.get("equal", ())]
         lines.append(f"    equal: [{', '.join(equal)}]")
     return "\n".join([*lines, ""])
 
 
-def _targets(cause: str, conditions: Mapping[str, Any]) -> list[str]:
+def _targets(cause: str) -> list[str]:
     """Return the lines with the matchers of the alerts that a cause mutes."""
     names = _muted_by(cause)
-    only = [f"'{label}=~\"|{value}\"'" for label, value in conditions.get("only", {}).items()]
     # In YAML, a backslash at the end of a line continues a quoted text without a space.
     alternatives = "|\\\n         ".join(names)
-    matchers = [f'"alertname=~\\"{alternatives}\\""', *only]
-    return ["    target_matchers:", *(f"      - {matcher}" for matcher in matchers)]
+    return ["    target_matchers:", f'      - "alertname=~\\"{alternatives}\\""']
 
 
 def _muted_by(cause: str) -> list[str]:
