@@ -295,17 +295,27 @@
       ['queue_name'],
     ),
 
-    // The queue has to grow, because some queues hold messages by design.
+    // 0 while the queue is consumed, too. Absent while the number of consumers is unknown.
+    record('job_queue_name:celery_queue_unconsumed_messages:max', |||
+      max by (%(cluster)s, queue_name) (celery_queue_length)
+      *
+      (max by (%(cluster)s, queue_name) (celery_queue_consumers) == bool 0)
+    |||),
+    // Some queues hold messages by design. One that has held all of its messages for a day is such a queue; one that was
+    // not measured a day ago is not. A step of 5 minutes keeps the query small: 288 values for each queue.
     alert(
       'CeleryQueueWithoutConsumers',
       'overview',
       |||
-        max by (%(cluster)s, queue_name) (celery_queue_length) > 0
-        and max by (%(cluster)s, queue_name) (delta(celery_queue_length[10m])) > 0
-        and max by (%(cluster)s, queue_name) (celery_queue_consumers) == 0
+        job_queue_name:celery_queue_unconsumed_messages:max > 0
+        unless (
+          job_queue_name:celery_queue_unconsumed_messages:max
+          <= min_over_time(job_queue_name:celery_queue_unconsumed_messages:max[1d:5m])
+          and last_over_time(job_queue_name:celery_queue_unconsumed_messages:max[1h] offset 1d)
+        )
       |||,
-      'No worker consumes Celery queue {{ $labels.queue_name }}, and its length has grown to {{ printf "%%.0f" $value }}',
-      'It has grown in the last 10 minutes. Its messages wait until a worker consumes the queue. ' +
+      '{{ printf "%%.0f" $value }} messages wait in Celery queue {{ $labels.queue_name }}, which no worker consumes',
+      'They arrived within the last day, and wait until a worker consumes the queue. ' +
       'Check the name of the queue in task_routes, and the option -Q of the workers.',
       ['queue_name'],
     ),

@@ -18,8 +18,6 @@ from celery_exporter.status.problems import (
 )
 from celery_exporter.status.recent import Growth
 
-#: Seconds in which a queue has to grow for its alert, as in the rule.
-GROWTH_SECONDS = 600.0
 #: Queues in one command.
 MAX_QUEUES_IN_COMMAND = 20
 
@@ -56,8 +54,11 @@ def queues_without_consumers(snapshot: Snapshot, _: Growth) -> Finding | None:
     )
 
 
-def unconsumed_messages(snapshot: Snapshot, growth: Growth) -> Finding | None:
-    """Look for messages in queues without consumers; the alert is for those that grow."""
+def unconsumed_messages(snapshot: Snapshot, _: Growth) -> Finding | None:
+    """Look for messages in queues without consumers.
+
+    The alert ends for a queue that has held the same messages for a day, which the exporter does not know.
+    """
     checked = sum(queue.consumers is not None for queue in snapshot.queues)
     if not checked or not has_discovered(snapshot):
         return None
@@ -76,27 +77,7 @@ def unconsumed_messages(snapshot: Snapshot, growth: Growth) -> Finding | None:
     # Redis knows no consumers: they are the workers that replied, which a busy solo pool does not.
     stats = snapshot.exporter.queue_stats
     is_certain = any(name in stats and stats[name].consumers is not None for name in longest)
-    return replace(
-        finding,
-        severity="critical" if is_certain else "warning",
-        alert=finding.alert if _grew(snapshot, growth) else "",
-    )
-
-
-def _grew(snapshot: Snapshot, growth: Growth) -> bool:
-    """Return whether a queue without consumers is longer than `GROWTH_SECONDS` ago, as far as is known.
-
-    Others may be kept full on purpose.
-    """
-    since = snapshot.exporter.at - GROWTH_SECONDS
-    history = [lengths for at, lengths in growth.lengths if at >= since]
-    for queue in snapshot.queues:
-        if queue.consumers == 0 and queue.length:
-            past = (lengths.get(queue.name) for lengths in history)
-            first = next((length for length in past if length is not None), None)
-            if first is not None and queue.length > first:
-                return True
-    return False
+    return replace(finding, severity="critical" if is_certain else "warning")
 
 
 def idle_queues(snapshot: Snapshot) -> list[str]:
