@@ -35,8 +35,9 @@ TABLE = (
     Threshold("CeleryTaskStuck", "warning", 300, "stuckSeconds", 3_600),
     Threshold("CeleryTasksOrphaned", "warning", 900, "orphans", 0.5),
     Threshold("CeleryRedeliveryStorm", "warning", 600, "redeliveryRatio", 0.10),
-    Threshold("CeleryTaskOverdue", "warning", 120),
-    Threshold("CeleryBeatDown", "critical", 300),
+    # Longer than CeleryBeatDown takes, so that a beat that is down is one notification.
+    Threshold("CeleryTaskOverdue", "warning", 300),
+    Threshold("CeleryBeatDown", "critical", 180),
     Threshold("CeleryHighQueueDepth", "warning", 600, "queueDepth", 1_000),
     Threshold("CeleryQueueWithoutConsumers", "critical", 300),
     Threshold("CeleryQueueWaitHigh", "warning", 600, "queueWaitSeconds", 300),

@@ -17,7 +17,7 @@ from harness.webhook import Webhook
 from celery_exporter.status.thresholds import TABLE
 
 from .review import CAUSES, REVIEWS
-from .rulebook import CASE_GROUPS, OBJECTIVE_ALERTS, RULES, seconds
+from .rulebook import ALERTS, CASE_GROUPS, OBJECTIVE_ALERTS, RULES, seconds
 from .test_objectives import detections
 
 #: The time of the cause in the series of the file.
@@ -83,6 +83,12 @@ def test_alerts_of_objectives_fire_after_the_time_on_their_page():
     for name, share in zip(OBJECTIVE_ALERTS, (1.0, 0.02), strict=True):
         (minutes,) = [minutes for other, alert, minutes in detections() if (other, alert) == (share, name)]
         assert seconds(REVIEWS[name]["detected"]) == 60 * minutes
+
+
+def test_a_beat_that_is_down_fires_before_the_tasks_that_it_does_not_send():
+    """A task can be due when beat ends, and have almost no grace."""
+    detected = seconds(REVIEWS["CeleryBeatDown"]["detected"])
+    assert detected < seconds(ALERTS["CeleryTaskOverdue"]["for"])
 
 
 # -- inhibition ----------------------------------------------------------------------------------------
