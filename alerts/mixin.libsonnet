@@ -5,7 +5,8 @@
 // A recording rule is in the same group as the alerts that use it: rules of a group are evaluated in order, so the alerts
 // use the value of the same evaluation.
 // Two replicas of the exporter on one broker expose each series twice. Gauges are therefore aggregated by max or min, a
-// ratio is the same for both, and a difference of two sums is calculated for each instance first.
+// ratio is the same for both, and a difference of two sums is calculated for each instance first. Shards each have a part of
+// the tasks, so their sums are added up: job_instance_part:celery_exporter:group tells both apart.
 //
 // thresholds.libsonnet contains the thresholds, the windows, and the severity and pending time of each alert. Values that
 // are set in _config override it: { queueDepth: 5000, alerts+: { CeleryWorkerDown+: { 'for': '5m' } } }. The health checks
@@ -284,6 +285,20 @@
     ),
   ],
 
+  // The sum for each queue, in which replicas that count the same tasks count once.
+  local ofQueue(expr) = std.strReplace(|||
+    sum by (%(cluster)s, queue_name) (
+      max by (%(cluster)s, queue_name, part) (
+        sum by (%(exporter)s, queue_name) (EXPR)
+        * on (%(exporter)s) group_left (part) job_instance_part:celery_exporter:group
+      )
+    )
+  |||, 'EXPR', expr),
+  local inQueueAnd(states) =
+    'max by (%(cluster)s, queue_name) (celery_queue_length)\n+\n(\n'
+    + ofQueue('celery_tasks_in_flight{state=~"' + states + '"}')
+    + 'or\n0 * max by (%(cluster)s, queue_name) (celery_queue_length)\n)\n',
+
   local queues = [
     alert(
       'CeleryHighQueueDepth',
@@ -350,38 +365,48 @@
       ['queue_name'],
     ),
 
-    // For autoscalers and capacity. Sent includes retries, and is absent without task-sent events. An attempt ends once,
-    // however it ends; REJECTED is left out, since such a task is counted as FAILURE, too.
-    record('job_queue_name:celery_tasks_sent:rate%(window)s', |||
-      sum by (%(cluster)s, queue_name) (rate(celery_tasks_total{state="PENDING"}[%(window)s]))
-    |||),
-    record('job_queue_name:celery_tasks_received:rate%(window)s', |||
-      sum by (%(cluster)s, queue_name) (rate(celery_tasks_total{state="RECEIVED"}[%(window)s]))
-    |||),
-    record('job_queue_name:celery_tasks_ended:rate%(window)s', |||
-      sum by (%(cluster)s, queue_name) (rate(celery_tasks_total{state=~"SUCCESS|FAILURE|RETRY|REVOKED"}[%(window)s]))
-    |||),
-    // Messages in the queue, and tasks that workers have reserved or run. A worker that consumes several queues counts in
-    // each. Absent without slots: scale from zero by celery_queue_length.
-    record('job_queue_name:celery_queue_tasks:sum', |||
-      max by (%(cluster)s, queue_name) (celery_queue_length)
-      +
-      (
-        sum by (%(cluster)s, queue_name) (celery_tasks_in_flight{state=~"RECEIVED|STARTED"})
-        or
-        0 * max by (%(cluster)s, queue_name) (celery_queue_length)
+    // Which exporters count the same tasks: replicas on a broker without durable event queues, which have no shard or the same
+    // one. Others count tasks of their own: shards, and exporters on a durable queue. A replaced pod stays for the window.
+    record('job_instance_part:celery_exporter:group', |||
+      group by (%(exporter)s, part) (
+        label_replace(last_over_time(celery_exporter_active[%(window)s]), "part", "$1", "instance", "(.*)")
+        or on (%(exporter)s)
+        label_replace(celery_exporter_build_info, "part", "$1", "shard", "(.*)")
+        or on (%(exporter)s)
+        label_replace(last_over_time(celery_exporter_build_info[%(window)s]), "part", "$1", "shard", "(.*)")
       )
     |||),
+    // For autoscalers and capacity. Sent and ended are attempts, so they include retries. Finished are tasks: the retry of a
+    // task is a new message. Sent is absent without task-sent events. An attempt ends once, however it ends; REJECTED is left
+    // out, since such a task is counted as FAILURE, too.
+    record('job_queue_name:celery_tasks_sent:rate%(window)s', ofQueue('rate(celery_tasks_total{state="PENDING"}[%(window)s])')),
+    record(
+      'job_queue_name:celery_tasks_received:rate%(window)s',
+      ofQueue('rate(celery_tasks_total{state="RECEIVED"}[%(window)s])'),
+    ),
+    record(
+      'job_queue_name:celery_tasks_ended:rate%(window)s',
+      ofQueue('rate(celery_tasks_total{state=~"SUCCESS|FAILURE|RETRY|REVOKED"}[%(window)s])'),
+    ),
+    record(
+      'job_queue_name:celery_tasks_finished:rate%(window)s',
+      ofQueue('rate(celery_tasks_total{state=~"SUCCESS|FAILURE|REVOKED"}[%(window)s])'),
+    ),
+    // Messages in the queue, and tasks that workers have reserved: those that wait. With those that run, it is what the
+    // slots are for. A worker that consumes several queues counts in each. The ratio is absent without slots: scale from zero
+    // by the number of tasks.
+    record('job_queue_name:celery_queue_waiting_tasks:sum', inQueueAnd('RECEIVED')),
+    record('job_queue_name:celery_queue_tasks:sum', inQueueAnd('RECEIVED|STARTED')),
     record('job_queue_name:celery_queue_tasks_per_slot:ratio', |||
       job_queue_name:celery_queue_tasks:sum
       / on (%(cluster)s, queue_name)
       (max by (%(cluster)s, queue_name) (celery_queue_worker_processes) > 0)
     |||),
-    // Until what waits now has ended. Absent if nothing ends.
+    // Until what waits now has been taken, and finished at the rate of now. Absent if no task finishes.
     record('job_queue_name:celery_queue_drain_seconds:ratio', |||
-      job_queue_name:celery_queue_tasks:sum
+      job_queue_name:celery_queue_waiting_tasks:sum
       / on (%(cluster)s, queue_name)
-      (job_queue_name:celery_tasks_ended:rate%(window)s > 0)
+      (job_queue_name:celery_tasks_finished:rate%(window)s > 0)
     |||),
   ],
 

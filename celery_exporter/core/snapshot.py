@@ -185,6 +185,7 @@ class ExporterState(Struct, frozen=True):
     task_counts: Mapping[str, TaskCounts] = {}  # by worker
     duplicates: int = 0  # messages of a durable queue that were dropped, since they had been received before
     shards: int = 1  # exporters that each keep a part of the tasks
+    shard: str = ""  # this one of them, as --shard has it; empty without
 
 
 class Snapshot(Struct, frozen=True):

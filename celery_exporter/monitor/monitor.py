@@ -322,6 +322,7 @@ class Monitor:
             event_queue=durable_queue or "",
             subscribed=subscription.opened_at if durable_queue is None else None,
             shards=1 if self._config.shard is None else self._config.shard.count,
+            shard=str(self._config.shard or ""),
         )
 
 

@@ -330,7 +330,7 @@ def test_a_record_is_named_level_metric_operations(record):
     assert sorted(level.split("_")) == sorted("_".join(labels).split("_"))
     assert re.fullmatch(r"celery_[a-z_]+", metric)
     assert not metric.endswith("_total")
-    assert re.fullmatch(r"(?:ratio_|p95_)?rate\d+m|mean\d+m|ratio|sum|min|max", operations)
+    assert re.fullmatch(r"(?:ratio_|p95_)?rate\d+m|mean\d+m|ratio|sum|min|max|group", operations)
 
 
 #: Phrases of the contract with a number, the setting that holds the number, and its unit. The minutes after

@@ -823,9 +823,9 @@ EXPORTER_ROWS = [
     MetricFamily(
         "celery_exporter_build_info",
         "gauge",
-        "Constant 1, with the exporter's version as a label.",
-        ("version",),
-        lambda snapshot: [((snapshot.exporter.version,), 1)],
+        "Constant 1, with the exporter's version and its shard, such as 0/2, as labels.",
+        ("version", "shard"),
+        lambda snapshot: [((snapshot.exporter.version, snapshot.exporter.shard), 1)],
         example="count by (version) (celery_exporter_build_info)",
     ),
     _counts(

@@ -438,7 +438,7 @@ def test_metric_about_the_exporter_keeps_its_own_label():
         replay(messages("made-up"))
     )
     assert b'celery_worker_up{hostname="box-1",version="mine"} 1.0' in page
-    assert b'celery_exporter_build_info{version="0.0.0"} 1.0' in page
+    assert b'celery_exporter_build_info{shard="",version="0.0.0"} 1.0' in page
 
 
 def test_options_of_the_original_exist():

@@ -139,3 +139,10 @@ def test_profiles_of_other_exporters_show_what_these_show(profile, generic, show
     }
     del samples["celery_exporter_events_total", ""]  # how many were received, which is known
     assert samples == shown
+
+
+def test_the_build_has_the_shard():
+    """Recording rules add up shards, and no replicas of one shard."""
+    driver = driver_with()
+    text = Exposition(select(("native",), MetricOptions()).rows).render(driver.shown(shard="0/2")).decode()
+    assert 'celery_exporter_build_info{shard="0/2",version="0"} 1.0\n' in text
