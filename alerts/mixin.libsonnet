@@ -74,11 +74,6 @@
     notBlocked: 'unless on (%(cluster)s) max by (%(cluster)s) (celery_broker_blocked) == 1' % {
       cluster: std.join(', ', config.clusterLabels),
     },
-    // Exporters, also those that are down, whose durable event queue another one consumes.
-    replaced: '(last_over_time(celery_exporter_active[%(known)s]) and on (%(cluster)s, event_queue) celery_exporter_active == 1)' % {
-      known: config.exporterKnown,
-      cluster: std.join(', ', config.clusterLabels),
-    },
   },
   // In jsonnet 0.18, %g of 0 is an error, and %s of 0.1 is 0.10000000000000001.
   local numberText(value) =
@@ -492,7 +487,37 @@
   ],
 
   local exporter = [
-    // In this order: a target that was an exporter does not answer, and no standby replaces it; the exporters of a cluster
+    // Every worker sends a heartbeat every few seconds. A long time without events therefore means a broken subscription,
+    // or one to the wrong broker.
+    record('job_instance:celery_exporter_silent:max', |||
+      max by (%(exporter)s) (celery_workers_online) > 0
+      unless
+      time() - max by (%(exporter)s) (celery_exporter_last_event_timestamp_seconds) < %(silenceSeconds)s
+      unless
+      max by (%(exporter)s) (celery_broker_blocked) == 1
+    |||),
+    // Without --shard, the label is absent.
+    record('job_instance_shard:celery_exporter_receiving:group', |||
+      group by (%(exporter)s, shard) (celery_exporter_build_info)
+      and on (%(exporter)s) celery_broker_up == 1
+      unless on (%(exporter)s) celery_exporter_active == 0
+      unless on (%(exporter)s) job_instance:celery_exporter_silent:max
+    |||),
+    // Exporters, also those that are down, whose events an exporter receives: the active one on their durable event queue;
+    // without such queues, one that has no shard, as they do, or the same.
+    record('job_instance:celery_exporter_replaced:group', |||
+      group by (%(exporter)s) (
+        last_over_time(celery_exporter_active[%(exporterKnown)s])
+        and on (%(cluster)s, event_queue) celery_exporter_active == 1
+        or
+        last_over_time(celery_exporter_build_info[%(exporterKnown)s])
+        unless on (%(exporter)s) last_over_time(celery_exporter_active[%(exporterKnown)s])
+        and on (%(cluster)s, shard)
+          (job_instance_shard:celery_exporter_receiving:group unless on (%(exporter)s) celery_exporter_active)
+      )
+    |||),
+
+    // In this order: a target that was an exporter does not answer, and no other one replaces it; the exporters of a cluster
     // are no longer targets, and no other target replaces them; there is no exporter, and no target that was one.
     alert(
       'CeleryExporterDown',
@@ -501,7 +526,7 @@
         (
           up == 0
           and on (%(exporter)s) last_over_time(celery_exporter_build_info[%(exporterKnown)s])
-          unless on (%(exporter)s) %(replaced)s
+          unless on (%(exporter)s) job_instance:celery_exporter_replaced:group
         )
         or
         (
@@ -533,32 +558,33 @@
           and on (%(exporter)s) last_over_time(celery_exporter_build_info[%(exporterKnown)s])
           or
           max by (%(exporter)s) (celery_broker_up) == 0
+          or
+          job_instance:celery_exporter_silent:max unless on (%(exporter)s) celery_exporter_active
         )
-        and on (%(exporter)s) %(replaced)s
+        and on (%(exporter)s) job_instance:celery_exporter_replaced:group
       |||,
       'Celery exporter {{ $labels.instance }} could not take over for at least %(pending)s',
-      'It does not answer, or its event subscription is not open. Another exporter receives the events. ' +
+      'It does not answer, its event subscription is not open, or it receives no events. Another exporter receives them. ' +
       'Check the process and the log of this one before the other one fails, too.',
     ),
 
-    // Every worker sends a heartbeat every few seconds. A long time without events therefore means a broken subscription,
-    // or one to the wrong broker.
+    record('job_instance:celery_exporter_blind:max', |||
+      max by (%(exporter)s) (celery_broker_up) == 0
+      unless on (%(exporter)s) job_instance:celery_exporter_replaced:group
+      or
+      job_instance:celery_exporter_silent:max
+      unless on (%(exporter)s) (job_instance:celery_exporter_replaced:group unless on (%(exporter)s) celery_exporter_active)
+    |||),
+    // With the label shard, other shards receive events. Then the alert mutes no other one.
     alert(
       'CeleryExporterBlind',
       'exporter',
       |||
-        (
-          max by (%(exporter)s) (celery_broker_up) == 0
-          unless on (%(exporter)s) %(replaced)s
-        )
-        or
-        (
-          max by (%(exporter)s) (celery_workers_online) > 0
-          unless
-          time() - max by (%(exporter)s) (celery_exporter_last_event_timestamp_seconds) < %(silenceSeconds)s
-          unless
-          max by (%(exporter)s) (celery_broker_blocked) == 1
-        )
+        job_instance:celery_exporter_blind:max
+        unless on (%(cluster)s) job_instance_shard:celery_exporter_receiving:group
+        or on (%(exporter)s)
+        job_instance:celery_exporter_blind:max
+        * on (%(exporter)s) group_left (shard) group by (%(exporter)s, shard) (celery_exporter_build_info)
       |||,
       'Celery exporter {{ $labels.instance }} has received no events for at least %(pending)s',
       'Its event subscription is not open, or workers are up and no event has arrived for %(silenceSeconds)s s. ' +

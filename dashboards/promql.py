@@ -98,6 +98,6 @@ RECEIVING = (
 )
 RECEIVING_DESCRIPTION = (
     "Whether the exporter receives all events. It does not if the event subscription is closed or no event "
-    f"has arrived for {SILENCE_SECONDS} s while workers are up (alert CeleryExporterBlind), or if a worker "
-    "runs tasks without task events."
+    f"has arrived for {SILENCE_SECONDS} s while workers are up (alert CeleryExporterBlind, or "
+    "CeleryStandbyDown if a replica receives them), or if a worker runs tasks without task events."
 )

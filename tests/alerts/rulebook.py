@@ -42,7 +42,8 @@ OBJECTIVE_RECORDS = {
 
 def selectors(promql: str) -> Iterator[tuple[str, list[Matcher]]]:
     """Yield the metrics that an expression selects, with their matchers."""
-    bare = re.sub(r"\[[^\]]*\]|#.*", "", LISTS.sub("", promql))
+    without_texts = re.sub(r'(?:, "[^"]*"){4}\)', ")", LISTS.sub("", promql))  # of label_replace
+    bare = re.sub(r"\[[^\]]*\]|#.*", "", without_texts)
     for name, matchers in SELECTOR.findall(bare):
         if name not in KEYWORDS:
             yield name, MATCHER.findall(matchers)

@@ -210,3 +210,11 @@ def test_failures_do_not_mute_the_objective_of_another_task(manager):
     muted_by_cause = {**cause, "alertname": "CeleryHighRetryRate", "severity": "warning"}
     fire(manager, [cause, burns[0], muted_by_cause, {**burns[1], "objective": "mail"}])
     until_equal(lambda: muted(manager), {("celery", "CeleryHighRetryRate")})
+
+
+def test_a_shard_without_events_does_not_mute_what_other_shards_count(manager):
+    cause = {"alertname": "CeleryExporterBlind", "severity": "critical", "instance": "a:9808"}
+    other = {"alertname": "CeleryHighFailureRate", "severity": "critical"}
+    fire(manager, [{**cause, "job": "shards", "shard": "0/2"}, {**other, "job": "shards"}])
+    fire(manager, [{**cause, "job": "all"}, {**other, "job": "all"}])
+    until_equal(lambda: muted(manager), {("all", "CeleryHighFailureRate")})

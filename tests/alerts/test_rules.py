@@ -303,7 +303,7 @@ def test_a_healthy_cluster_does_not_hide_an_alert_of_another_one(tmp_path, label
 @pytest.mark.parametrize("promql", EXPRESSIONS.values(), ids=EXPRESSIONS)
 def test_every_metric_label_and_state_exists(promql):
     labels_by_metric = {**LABELS, **{record: rulebook.grouped_by(expr) for record, expr in RECORDS.items()}}
-    available = set(TARGET_LABELS)
+    available = TARGET_LABELS | set(re.findall(r'label_replace\([^"]+, "(\w+)"', promql))
     for metric, matchers in rulebook.selectors(promql):
         assert metric in labels_by_metric
         available |= labels_by_metric[metric]

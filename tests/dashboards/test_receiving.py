@@ -72,6 +72,8 @@ def test_the_panel_has_the_state_of_the_alert(tmp_path, panel, series, is_receiv
     file.write_text(
         json.dumps(
             {
+                "rule_files": [str(ROOT / "alerts/celery.rules.yml")],
+                "evaluation_interval": f"{INTERVAL_SECONDS}s",
                 "tests": [
                     {
                         "interval": f"{INTERVAL_SECONDS}s",
@@ -85,7 +87,7 @@ def test_the_panel_has_the_state_of_the_alert(tmp_path, panel, series, is_receiv
                             for expr, value in expected.items()
                         ],
                     }
-                ]
+                ],
             }
         )
     )

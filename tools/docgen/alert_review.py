@@ -31,7 +31,8 @@ def inhibitions() -> str:
     rows = []
     for cause, conditions in _REVIEW["causes"].items():
         labels = [f"`{label}`" for label in conditions.get("equal", ())]
-        rows.append((cause, ", ".join(_muted_by(cause)), ", ".join(labels)))
+        without = [f"the cause has no `{conditions['without']}`"] if "without" in conditions else []
+        rows.append((cause, ", ".join(_muted_by(cause)), ", ".join([*labels, *without])))
     return markdown.table(("while this fires", "these are muted", "further condition"), rows)
 
 
@@ -54,7 +55,10 @@ def _inhibit_rules() -> str:
     """Return the inhibit rules, in the layout of the file."""
     lines = ["inhibit_rules:"]
     for cause, conditions in _REVIEW["causes"].items():
-        lines += [f"  - source_matchers: ['alertname=\"{cause}\"']", *_targets(cause)]
+        matchers = [f"'alertname=\"{cause}\"'"]
+        if "without" in conditions:
+            matchers.append(f"'{conditions['without']}=\"\"'")
+        lines += [f"  - source_matchers: [{', '.join(matchers)}]", *_targets(cause)]
         equal = [*_CLUSTER_LABELS, *conditions.get("equal", ())]
         lines.append(f"    equal: [{', '.join(equal)}]")
     return "\n".join([*lines, ""])
