@@ -413,7 +413,7 @@ def queries():
 def test_a_share_is_not_divided_by_pods_and_a_backlog_is():
     (scaled,) = loaded("examples/keda.yaml")
     kinds = {
-        bool(re.search("pool_size", trigger["metadata"]["query"])): trigger["metricType"]
+        bool(re.search("per_slot", trigger["metadata"]["query"])): trigger["metricType"]
         for trigger in scaled["spec"]["triggers"]
     }
     assert kinds == {True: "Value", False: "AverageValue"}
@@ -441,41 +441,52 @@ def test_the_hpa_scales_on_a_record_that_the_adapter_serves():
 
 def test_it_scales_on_metrics_that_exist():
     names = {row.name for row in select(("native",), MetricOptions(task_labels=TASK_LABELS)).rows}
-    used = set(re.findall(r"\bcelery_\w+", " ".join(queries())))
-    assert used
-    assert used <= names
+    used = set(re.findall(r"\b(?:job_queue_name:)?celery_[\w:]+", " ".join(queries())))
+    assert len(used) == 2
+    assert used <= names | set(rulebook.RECORDS)
+
+
+REPLICAS = ("a", "b")
 
 
 @pytest.mark.parametrize(
     ("series", "saturation", "backlog"),
     [
-        (['active_tasks{worker="emails@a"} 3', 'pool_size{worker="emails@a"} 4'], 0.75, None),
         (
             [
-                *('active_tasks{worker="emails@a"} 4', 'active_tasks{worker="emails@b"} 2'),
-                *('pool_size{worker="emails@a"} 4', 'pool_size{worker="emails@b"} 4'),
-                *('active_tasks{worker="reports@a"} 9', 'pool_size{worker="reports@a"} 9'),
+                *('queue_length{queue_name="emails"} 1', 'queue_worker_processes{queue_name="emails"} 4'),
+                'tasks_in_flight{queue_name="emails",state="STARTED"} 2',
+                *('queue_length{queue_name="reports"} 9', 'queue_worker_processes{queue_name="reports"} 9'),
             ],
             0.75,
-            None,
+            1,
         ),
         (
             [
-                *('active_tasks{worker="emails@a"} 4', 'active_tasks{worker="emails@b"} 2'),
-                *('pool_size{worker="emails@a"} 4', 'pool_max{worker="emails@a"} 8'),
-                'pool_size{worker="emails@b"} 4',
+                *('queue_length{queue_name="emails"} 0', 'queue_worker_processes{queue_name="emails"} 4'),
+                'tasks_in_flight{queue_name="emails",state="RECEIVED"} 1',
             ],
-            0.5,
-            None,
+            0.25,
+            0,
         ),
-        (['length{queue_name="emails"} 250', 'length{queue_name="reports"} 9'], None, 250),
+        (
+            ['queue_length{queue_name="emails"} 250', 'queue_worker_processes{queue_name="emails"} 0'],
+            None,
+            250,
+        ),
+        (['queue_length{queue_name="emails"} 250', 'queue_length{queue_name="reports"} 9'], None, 250),
     ],
-    ids=["one worker", "two workers, and others", "a worker with autoscaling", "no worker, a backlog"],
+    ids=["messages, and tasks that run", "a reserved task", "no slot, a backlog", "no worker, a backlog"],
 )
 def test_saturation_is_a_share_and_absent_without_workers(tmp_path, series, saturation, backlog):
-    """The queries are evaluated by promtool. KEDA uses 0 for an absent value."""
-    prefix = "celery_queue_" if backlog is not None else "celery_worker_"
-    inputs = [dict(zip(("series", "values"), (prefix + text).rsplit(" ", 1), strict=True)) for text in series]
+    """The queries are evaluated by promtool, with two replicas of the exporter. KEDA uses 0 for an absent value."""
+    samples = [f"celery_{text}" for text in (*series, 'exporter_build_info{version="1"} 1')]
+    pairs = [sample.rsplit(" ", 1) for sample in samples]
+    inputs = [
+        {"series": name.replace("{", f'{{instance="{instance}",'), "values": value}
+        for name, value in pairs
+        for instance in REPLICAS
+    ]
     expected = [
         {
             "expr": query,
@@ -484,8 +495,9 @@ def test_saturation_is_a_share_and_absent_without_workers(tmp_path, series, satu
         }
         for query, value in zip(queries(), (saturation, backlog), strict=True)
     ]
+    tests = [{"input_series": inputs, "promql_expr_test": expected}]
     file = tmp_path / "test.yml"
-    file.write_text(json.dumps({"tests": [{"input_series": inputs, "promql_expr_test": expected}]}))
+    file.write_text(json.dumps({"rule_files": [str(rulebook.RULES)], "tests": tests}))
     command = [need("promtool"), "test", "rules", file]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert result.returncode == 0, result.stdout + result.stderr
