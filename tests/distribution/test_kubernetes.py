@@ -479,7 +479,10 @@ REPLICAS = ("a", "b")
     ids=["messages, and tasks that run", "a reserved task", "no slot, a backlog", "no worker, a backlog"],
 )
 def test_saturation_is_a_share_and_absent_without_workers(tmp_path, series, saturation, backlog):
-    """The queries are evaluated by promtool, with two replicas of the exporter. KEDA uses 0 for an absent value."""
+    """The queries are evaluated by promtool, for two replicas of the exporter.
+
+    KEDA uses 0 for an absent value.
+    """
     samples = [f"celery_{text}" for text in (*series, 'exporter_build_info{version="1"} 1')]
     pairs = [sample.rsplit(" ", 1) for sample in samples]
     inputs = [
