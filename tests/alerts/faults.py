@@ -6,6 +6,7 @@ test. A fault replaces it if it changes the traffic.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from harness.workers import Beat, Worker, client
 #: The default is 60 s. With heartbeats every 2 s, three of them are the minimum.
 WORKER_TIMEOUT_SECONDS = "6"
 UNCONSUMED = "unconsumed"
+#: Of the task that beat sends and the exporter expects. The grace is a minute here.
+PERIOD_SECONDS, GRACE_SECONDS = 2, 2
+SCHEDULE = {"periodic": {"task": "tasks.succeed", "schedule": PERIOD_SECONDS}}
 #: More than the threshold of CeleryHighQueueDepth.
 MANY = 1_200
 
@@ -37,12 +41,21 @@ class Cluster:
         url, folder = self.broker.url, self.folder
         options = ("-Q", f"celery,{UNCONSUMED}", "--retry-interval", "1")
         options += ("--worker-timeout", WORKER_TIMEOUT_SECONDS, *self.fault.options)
-        self.exporter = Exporter(folder / "exporter", url, *options)
+        if self.fault.periodic:
+            options += ("--config.file", str(self.expect()), "--update-interval", "1")
         names = ("a", "b")[: self.fault.workers]
         self.workers = [Worker(folder / name, url, f"{name}@box", concurrency=2) for name in names]
-        self.beat = Beat(folder / "beat", url)
+        self.exporter = Exporter(folder / "exporter", url, *options)
+        self.beat = Beat(folder / "beat", url, beat_schedule=SCHEDULE if self.fault.periodic else {})
         self.client = client(url)
         return [self.exporter, *self.workers, *([self.beat] if self.fault.beat else [])]
+
+    def expect(self) -> Path:
+        """Write a configuration file that expects the task of beat, and return its path."""
+        file = self.folder / "exporter.json"  # JSON is YAML
+        entry = {"task": "tasks.succeed", "every": f"{PERIOD_SECONDS}s", "grace": f"{GRACE_SECONDS}s"}
+        file.write_text(json.dumps({"expected": [entry]}))
+        return file
 
     def healthy(self) -> bool:
         """Return whether the exporter has seen all of it."""
@@ -53,6 +66,7 @@ class Cluster:
     def close(self) -> None:
         """End the client, and workers that a fault has started."""
         self.client.close()
+        self.beat.kill()
         for worker in self.workers:
             worker.kill()
 
@@ -60,8 +74,9 @@ class Cluster:
         self.client.send_task(f"tasks.{task}", arguments, queue=queue)
 
     def work(self) -> None:
-        """Send tasks that succeed."""
-        self.send("succeed")
+        """Send tasks that succeed, unless beat does."""
+        if not self.fault.periodic:
+            self.send("succeed")
 
 
 Begin = Callable[[Cluster], None]
@@ -136,6 +151,13 @@ def kill_exporter(cluster: Cluster) -> None:
 
 def kill_beat(cluster: Cluster) -> None:
     cluster.beat.kill()
+
+
+def remove_from_schedule(cluster: Cluster) -> None:
+    """Replace beat by one whose schedule lacks the task. One of them replies at any time."""
+    before, cluster.beat = cluster.beat, Beat(cluster.folder / "next-beat", cluster.broker.url).start()
+    cluster.beat.wait_ready()
+    before.stop()
 
 
 def freeze_worker(cluster: Cluster) -> None:
@@ -222,6 +244,7 @@ class Fault:
     begin: Begin
     workers: int = 1
     beat: bool = False
+    periodic: bool = False  # beat sends a task that the exporter expects
     end: Begin | None = None  # ends the cause; the alerts then end, too
     broker: type[RedisServer | RabbitServer] = RedisServer
     options: tuple[str, ...] = ()
@@ -235,7 +258,7 @@ FAULTS = {
     "half of the tasks fail": Fault(fail, end=succeed),
     "kill an idle worker": Fault(kill_worker, workers=2),
     "kill a busy worker": Fault(kill_busy_worker, workers=2),
-    "kill the beat": Fault(kill_beat, beat=True),
+    "kill the beat": Fault(kill_beat, beat=True, periodic=True),
     # The exporter detects it within 20 s, before the default worker timeout: that is not shortened.
     "freeze the broker": Fault(freeze_broker, options=("--worker-timeout", "60")),
     "freeze the exporter": Fault(freeze_exporter),
@@ -253,4 +276,5 @@ FAULTS = {
     ),
     "workers restart one by one": Fault(restart_workers, workers=2),
     "workers are scaled to zero": Fault(scale_to_zero, workers=2),
+    "a task is removed from the schedule": Fault(remove_from_schedule, beat=True, periodic=True),
 }
