@@ -259,7 +259,8 @@
       'Check whether beat runs, whether its scheduler ticks (its log), and whether it can reach the broker.',
     ),
     // Each shard receives a part of the runs of a task, so it is overdue if it is in all of them. Of two replicas, one that
-    // was started after the due time does not know it. An exporter that receives no events keeps its value.
+    // was started after the due time does not know it. An exporter that receives no events keeps its value. A task that was
+    // not sent cannot succeed, which is no second alert.
     alert(
       'CeleryTaskOverdue',
       'tasks',
@@ -269,12 +270,16 @@
           and
           min by (%(cluster)s, task_name, state) (celery_task_overdue) == 1
         )
+        unless on (%(cluster)s, task_name, state)
+          label_replace(
+            min by (%(cluster)s, task_name) (celery_task_overdue{state="PENDING"}) == 1, "state", "SUCCESS", "", ""
+          )
         unless on (%(cluster)s) max by (%(cluster)s) (celery_broker_up) == 0
         %(notBlocked)s
       |||,
       'Celery task {{ $labels.task_name }} {{ if eq $labels.state "PENDING" }}was not sent{{ else }}has not succeeded{{ end }}' +
       ', and was due {{ $value | humanizeDuration }} ago',
-      '{{ if eq $labels.state "PENDING" }}Check whether Celery beat runs, and has the task in its schedule.{{ else }}' +
+      '{{ if eq $labels.state "PENDING" }}Check whether Celery beat runs. If it does, its schedule lacks the task.{{ else }}' +
       'Check whether the task fails, waits in a queue, or takes longer than its grace.{{ end }}',
       ['task_name'],
     ),
@@ -326,7 +331,8 @@
       |||,
       '{{ printf "%%.0f" $value }} messages wait in Celery queue {{ $labels.queue_name }}, which no worker consumes',
       'They arrived within the last day, and wait until a worker consumes the queue. ' +
-      'Check the name of the queue in task_routes, and the option -Q of the workers.',
+      'Check whether the worker that consumed it is down, the name of the queue in task_routes, and the option -Q of the ' +
+      'workers.',
       ['queue_name'],
     ),
 
