@@ -267,13 +267,14 @@
       |||
         (
           time() - max by (%(cluster)s, task_name, state) (celery_task_next_expected_timestamp_seconds)
-          and
-          min by (%(cluster)s, task_name, state) (celery_task_overdue) == 1
-        )
-        unless on (%(cluster)s, task_name, state)
-          label_replace(
-            min by (%(cluster)s, task_name) (celery_task_overdue{state="PENDING"}) == 1, "state", "SUCCESS", "", ""
+          and (
+            min by (%(cluster)s, task_name, state) (celery_task_overdue{state="PENDING"}) == 1
+            or
+            min by (%(cluster)s, task_name, state) (celery_task_overdue{state="SUCCESS"}) == 1
+            unless on (%(cluster)s, task_name)
+              min by (%(cluster)s, task_name) (celery_task_overdue{state="PENDING"}) == 1
           )
+        )
         unless on (%(cluster)s) max by (%(cluster)s) (celery_broker_up) == 0
         %(notBlocked)s
       |||,

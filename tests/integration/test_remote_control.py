@@ -10,7 +10,7 @@ import pytest
 import redis
 from conftest import Broker
 from harness.exporter import Exporter, run_cli
-from harness.waiting import eventually
+from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 
 CRITICAL = "CRITICAL"
@@ -81,7 +81,7 @@ def test_pickled_answers_are_one_finding_until_accept_content_lists_pickle(
     message = "workers reply in pickle, which is not accepted here"
     eventually(lambda: findings(app)["remote-control"]["message"].startswith(message), 60, ignore=(KeyError,))
     assert "--accept-content" in findings(app)["remote-control"]["remedy"]
-    assert app.text().count("workers reply in pickle") == 1
+    until_equal(lambda: app.text().count("workers reply in pickle"), 1, 30)
     assert (pool_sizes(app), CRITICAL in app.text(), "Traceback" in app.text()) == ({}, False, False)
     app.stop_cleanly()
     app = running(exporter("--accept-content", "json,pickle"))
