@@ -55,7 +55,7 @@ def test_redis_workers_of_any_control_exchange_answer_without_the_option(
     )
     eventually(lambda: pool_sizes(app) == {"shop@box": 3, "plain@box": 2}, 60)
     assert "remote-control" not in findings(app)
-    doctor = run_cli("doctor", "--json", "--seconds", "8", "--broker-url", url, deadline=90)
+    doctor = run_cli("doctor", "--json", "--seconds", "20", "--broker-url", url, deadline=90)
     checks = {finding["check"]: finding for finding in json.loads(doctor.stdout)["findings"]}
     assert checks["remote-control"]["severity"] == "ok", doctor.stdout
 
