@@ -38,6 +38,7 @@ def test_queues_without_consumers():
         "warning",  # a worker that is busy in the solo pool may not have replied
         "messages wait in queues without consumers: most; ls (1,200), some (7)",
         "celery -A yourapp worker -E -Q 'most; ls,some'",
+        "CeleryQueueWithoutConsumers",
     )
 
 
