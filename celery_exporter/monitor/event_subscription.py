@@ -154,12 +154,7 @@ class EventSubscription:
             try:
                 self._has_read = False
                 self._consumer.open()
-                self.opened += 1
-                self.opened_at = time.time()
-                if self._config.durable_queue is None:
-                    with self._state.lock:
-                        self._state.cluster.expected.interrupt()
-                log.info("listening to events on %s", self._broker_url())
+                self._note_opened()
                 logged = ""
                 self._read(stopping, is_held_back)
             except BrokerError as error:
@@ -183,6 +178,14 @@ class EventSubscription:
                 waits = back_off(self._config.retry_interval)
             # Redis disconnects a slow reader: each moment without a subscription loses more events.
             stopping.wait(RECONNECT_SECONDS if self._has_read else next(waits))
+
+    def _note_opened(self) -> None:
+        self.opened += 1
+        self.opened_at = time.time()
+        if self._config.durable_queue is None:
+            with self._state.lock:
+                self._state.cluster.expected.interrupt()
+        log.info("listening to events on %s", self._broker_url())
 
     def _read(self, stopping: threading.Event, is_held_back: Callable[[], bool]) -> None:
         last = time.monotonic()
