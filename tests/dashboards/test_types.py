@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.processes import missing, need
+from harness import npm
+from harness.processes import need
 
 from dashboards.committed import BOARDS, Json, targets
 
@@ -23,20 +24,8 @@ MODULES = TYPES / "node_modules"
 @pytest.fixture(scope="module")
 def node() -> str:
     """Install the packages with locked versions and hashes, and return the path of node."""
-    program, npm, lock = need("node"), need("npm"), TYPES / "package-lock.json"
-    installed = MODULES / ".package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        result = subprocess.run(
-            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-            cwd=TYPES,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if result.returncode != 0:
-            missing(f"packages of npm (npm ci: {result.stderr.strip()[-300:]})")
-        installed.touch()
-    return program
+    npm.install(TYPES, "packages of npm")
+    return need("node")
 
 
 @pytest.fixture

