@@ -282,7 +282,7 @@ def sinks(tasks: int) -> dict[str, float]:
     LokiSink.min_interval = 0.0
     with answering() as url:
         options = {"": {}, **{name: fill(url) for name, fill in SINK_OPTIONS.items()}}
-        for _ in range(SCRAPES):
+        for _ in range(TURNS):
             for name, chosen in options.items():
                 for part, seconds in sink_once(reads, chosen).items():
                     best[name, part] = min(best.get((name, part), math.inf), seconds)

@@ -79,7 +79,7 @@ class InfluxSink:
 
     def select(self, records: Iterable[Any]) -> list[Any]:
         """See `Sink`: receipts, starts and ends of tasks, measurements, and HTTP requests."""
-        return [record for record in records if is_wanted(record)]
+        return [*filter(is_wanted, records)]
 
     def encode(self, records: Sequence[Any]) -> Payload:
         """See `Sink`."""

@@ -168,20 +168,16 @@ class FieldsEncoder:
 
     def _add_transition(self, record: Record, lines: list[str]) -> None:
         # The hot path: calls are as few as they can be.
-        state, at, name, queue = record.state, record.timestamp, record.name, record.queue
-        identity = self._identities.get((record.uuid, record.root, record.worker))
-        if identity is None:
-            identity = self._new_identity(record.uuid, record.root, record.worker)
+        state, at, uuid, root, worker = record.state, record.timestamp, record.uuid, record.root, record.worker
+        identity = self._identities.get((uuid, root, worker)) or self._new_identity(uuid, root, worker)
         if state is RECEIVED:
-            measurement, begin = "worker_requests", record.sent
+            series_key, begin = ("worker_requests", record.name, record.queue), record.sent
         elif state is STARTED:
-            measurement, begin = "worker_queue", record.received
+            series_key, begin = ("worker_queue", record.name, record.queue), record.received
         else:
             self._add_end(record, identity, lines)
             return
-        series = self._series_by_key.get((measurement, name, queue)) or self._new_series(
-            measurement, name, queue
-        )
+        series = self._series_by_key.get(series_key) or self._new_series(*series_key)
         nanoseconds = self._times.of(at, identity)
         if begin is None:
             _add(lines, series, identity, "", nanoseconds)

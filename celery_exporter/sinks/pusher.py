@@ -33,9 +33,9 @@ from celery_exporter.sinks.base import (
 
 log = logging.getLogger(__name__)
 
-#: Records of one payload at most. Receivers recommend some thousands (InfluxDB: 5,000 lines). A body of more
-#: than a megabyte would be new memory each time, which the system has to clear.
-MAX_BATCH = 2_000
+#: Records of one payload at most. Receivers recommend some thousands (InfluxDB: 5,000 lines), but the texts
+#: of more than a thousand do not stay in the cache of a processor until they are sent.
+MAX_BATCH = 1_000
 #: Share of `max_body_bytes` that a payload should have, by the size of the records before.
 FILL_RATIO = 0.8
 #: Longest wait in seconds between two attempts, and the longest that a receiver may ask for.
@@ -221,7 +221,7 @@ class Pusher:
     def _take(self, count: int) -> list[Any]:
         """Take the oldest records from the buffer; they stay in the accounts as buffered."""
         with self._lock:
-            has_large = self._weight > self._buffered + self._in_flight
+            has_large = self._has_large()
             batch = self._remove_oldest(count)
             fitting = _fitting(batch) if has_large else len(batch)
             if fitting < len(batch):
@@ -230,6 +230,10 @@ class Pusher:
                 del batch[fitting:]
             self._in_flight += len(batch)
         return batch
+
+    def _has_large(self) -> bool:
+        """Return whether any record counts for several. Under the lock."""
+        return self._weight > self._buffered + self._in_flight
 
     def _deliver(self, batch: list[Any]) -> bool:
         """Send a batch; return False if the time for the last flush is over.
@@ -271,11 +275,11 @@ class Pusher:
 
     def _account(self, dropped: Mapping[str, int], batch: list[Any]) -> None:
         """Count the outcomes of a batch: those that were dropped, and the rest as delivered."""
-        total, released = len(batch), weight(batch)
+        total = len(batch)
         with self._lock:
             if self._in_flight:  # otherwise `join` has counted them already
+                self._weight -= weight(batch) if self._has_large() else total
                 self._in_flight -= total
-                self._weight -= released
                 self._outcomes.update(dropped)
                 self._outcomes[DELIVERED] += total - sum(dropped.values())
 
