@@ -163,10 +163,12 @@ BOARD = Board(
             ),
             table(
                 "Queues",
-                "Waiting messages, consumers, and processes of the workers of each queue.",
+                "Waiting messages, messages that workers hold (on Redis only), consumers, and processes of the "
+                "workers of each queue.",
                 Column("Queue", "queue_name"),
                 [
                     Column("Waiting", q.total("celery_queue_length", "queue_name")),
+                    Column("Unacknowledged", q.total("celery_queue_unacked_messages", "queue_name")),
                     Column("Consumers", q.total("celery_queue_consumers", "queue_name")),
                     Column("Processes", q.total("celery_queue_worker_processes", "queue_name")),
                 ],

@@ -78,6 +78,7 @@ class QueueView(Struct, frozen=True):
     oldest: float | None
     workers: int | None
     by_priority: Mapping[int, int] = {}  # length of each step; empty if no other step than 0 was ever in use
+    unacked: int | None = None  # messages that workers hold; None unless all queues are known
 
 
 class JobView(Struct, frozen=True):
@@ -130,6 +131,7 @@ class QueueStats(Struct, frozen=True):
     consumers: int | None = None
     oldest_ids: tuple[str, ...] = ()  # uuids of the tasks at the head, one for each priority
     by_priority: Mapping[int, int] = {}  # length of each step
+    unacked: int | None = None  # messages that workers hold
 
     @property
     def has_priorities(self) -> bool:
@@ -339,6 +341,7 @@ def _queue_view(
         min((at for at in waiting_since if at is not None), default=None),
         None if workers is None else len(workers),
         _by_priority(names, queue_stats, cluster),
+        _unacked(names, exporter),
     )
 
 
@@ -352,6 +355,17 @@ def _by_priority(
             for step, length in stats.by_priority.items():
                 lengths[step] = lengths.get(step, 0) + length
     return lengths
+
+
+def _unacked(names: Iterable[str], exporter: ExporterState) -> int | None:
+    """Return how many messages of these queues workers hold, None unless it is known of all of them."""
+    total = 0
+    for name in names:
+        stats = exporter.queue_stats.get(name)
+        if stats is None or stats.unacked is None:
+            return None
+        total += stats.unacked
+    return total
 
 
 def _consumers(

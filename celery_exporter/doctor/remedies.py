@@ -232,8 +232,10 @@ def queue_lengths_remedy(config: BrokerConfig, error: str) -> str:
             f"or, from RabbitMQ 4.3 on, if this user has no permission on the queue: "
             f"{_set_permissions(broker)}"
         )
-    # The commands of broker/queues/, all of which Celery's clients need too (kombu/transport/redis.py).
-    return _set_user(broker, "~*", "+exists", "+llen", "+lindex", "+hlen")
+    # The commands of broker/queues/. Those of the second line are for unacknowledged messages by queue.
+    commands = "+exists", "+llen", "+lindex", "+hlen"
+    unacked = "+hkeys", "+hstrlen", "+hmget", "+scard", "+smembers"
+    return _set_user(broker, "~*", *commands, *unacked)
 
 
 # -- commands --------------------------------------------------------------------------------------------

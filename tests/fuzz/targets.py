@@ -29,7 +29,8 @@ from celery_exporter.broker.consumers.amqp_frames import Frames
 from celery_exporter.broker.consumers.base import BatchFull
 from celery_exporter.broker.message import Message, events_of
 from celery_exporter.broker.message_lookup.envelope import read_head, read_unacknowledged_head
-from celery_exporter.broker.queues import redis_queues
+from celery_exporter.broker.queues import redis_queues, redis_unacked
+from celery_exporter.broker.queues.redis_unacked import MAX_NAME_CHARACTERS
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event, Malformed, decode
 from celery_exporter.core.json_array import MAX_ITEMS, items
@@ -303,6 +304,9 @@ def waiting(data: bytes) -> None:
     held = read_unacknowledged_head(b"[" + data + b"]")
     for found in (read_head(data), read_unacknowledged_head(data), held):
         assert found is None or found.id is None or isinstance(found.id, str)
+    for value in (data, b"[" + data + b', "work", "jobs"]', b"[{}," + data + b"]"):
+        address = redis_unacked._address(value)
+        assert address is None or len(address.exchange + address.routing_key) <= 2 * MAX_NAME_CHARACTERS
 
 
 TARGETS: dict[str, Target] = {

@@ -76,7 +76,7 @@ def exporter_state(at: float) -> ExporterState:
         started=at,
         version="0.0.0",
         broker_up=True,
-        queue_stats={"celery": QueueStats(3, None)},
+        queue_stats={"celery": QueueStats(3, None, unacked=2)},
         unacked=2,
         workers_known=True,
         jobs=[JobView("queues", True, 0.5, at)],

@@ -16,6 +16,7 @@ import redis
 from msgspec import Struct
 
 from celery_exporter.broker.connection import broker_errors
+from celery_exporter.broker.queues.redis_unacked import UnackedCounts, UnackedMessages
 from celery_exporter.broker.redis_keys import client_of, prefixed, queue_keys
 from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import QueueStats
@@ -44,6 +45,7 @@ class RedisQueueReader:
         self._connection = connection
         self._channel = connection.default_channel
         self._client = client_of(self._channel)
+        self._unacked = UnackedMessages(self._client, self._channel)
 
     costly = False
 
@@ -52,17 +54,21 @@ class RedisQueueReader:
     ) -> Mapping[str, QueueStats | Absence]:
         """Return the contents of the queues.
 
-        Redis deletes an empty list. So an empty queue exists if a worker consumes it, or if it has a binding,
-        which its declaration makes.
+        Redis deletes an empty list. So an empty queue exists if a worker consumes it, if a worker holds one of
+        its messages, or if it has a binding, which its declaration makes.
         """
         names = iter(queues)
+        with broker_errors(self._connection):
+            unacked = self._unacked.count()
         stats: dict[str, QueueStats | Absence] = {}
         expected = {*requested, *consumed}
         while batch := list(islice(names, PIPELINE_QUEUES)):
-            stats.update(self._read(batch, expected))
+            stats.update(self._read(batch, expected, unacked))
         return stats
 
-    def _read(self, queues: list[str], expected: Collection[str]) -> dict[str, QueueStats | Absence]:
+    def _read(
+        self, queues: list[str], expected: Collection[str], unacked: UnackedCounts | None
+    ) -> dict[str, QueueStats | Absence]:
         with broker_errors(self._connection), self._client.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.exists(prefixed(self._channel, self._channel.keyprefix_queue % queue))
@@ -77,10 +83,12 @@ class RedisQueueReader:
             lengths, heads = zip(*pairs, strict=True)
             if not all(isinstance(length, int) for length in lengths):
                 stats[queue] = Absence.UNREADABLE
-            elif any(lengths) or is_bound or queue in expected:
+                continue
+            held = unacked.of(queue) if unacked else None
+            if any(lengths) or held or is_bound or queue in expected:
                 oldest_ids = tuple(filter(None, map(_task_id, heads)))
                 by_priority = dict(zip(self._channel.priority_steps, lengths, strict=True))
-                stats[queue] = QueueStats(sum(lengths), None, oldest_ids, by_priority)
+                stats[queue] = QueueStats(sum(lengths), None, oldest_ids, by_priority, held)
             else:
                 stats[queue] = Absence.MISSING
         return stats

@@ -589,6 +589,14 @@ _QUEUE_ROWS = [
         example='sum by (queue_name) (celery_queue_priority_length{priority!="0"})',
     ),
     _queue(
+        "unacked_messages",
+        "Messages of the queue that were delivered to workers and not acknowledged (Redis only).",
+        attrgetter("unacked"),
+        absent="The broker is not Redis; the exporter may not read the hash; the hash has more than 10,000 "
+        "messages, or more than 4 MiB that are not read yet; or messages may be of one of several queues.",
+        example="celery_queue_unacked_messages > 100",
+    ),
+    _queue(
         "consumers",
         "Consumers of the queue.",
         attrgetter("consumers"),
@@ -635,8 +643,7 @@ _QUEUE_ROWS = [
         "Messages of all queues that were delivered to workers and not acknowledged (Redis only).",
         (),
         lambda snapshot: [] if snapshot.exporter.unacked is None else [((), snapshot.exporter.unacked)],
-        absent="The broker is not Redis, or the exporter may not read the hash. No broker reports the number "
-        "by queue: see the compatibility of brokers.",
+        absent="The broker is not Redis, or the exporter may not read the hash.",
         example="celery_broker_unacked_messages",
     ),
 ]

@@ -190,6 +190,22 @@ def test_the_lengths_of_a_priority_add_up_over_queues_with_one_label():
     assert [queue.by_priority for queue in driver.shown(queue_stats=stats).queues] == [{0: 5, 9: 2}]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "missing", "expected"),
+    [
+        ({"customer-1": 3, "customer-2": 0}, "customer-3", 3),
+        ({"customer-1": 3, "customer-2": None}, "customer-3", None),
+        ({"customer-1": 3, "customer-2": 0}, "", None),
+    ],
+)
+def test_unacked_messages_of_a_label_are_known_if_those_of_all_its_queues_are(numbers, missing, expected):
+    stats = {name: QueueStats(1, unacked=number) for name, number in numbers.items()}
+    driver = ClusterDriver(show_queue=lambda _: "customer-*")
+    driver.cluster.queues.request([*stats, "customer-3"])
+    (queue,) = driver.shown(queue_stats=stats, missing={missing}).queues
+    assert queue.unacked == expected
+
+
 @pytest.mark.parametrize(("lengths", "expected"), [({0: 5, 9: 0}, False), ({0: 0, 9: 1}, True), ({}, False)])
 def test_a_queue_has_priorities_if_messages_wait_in_another_step_than_0(lengths, expected):
     assert QueueStats(5, by_priority=lengths).has_priorities == expected

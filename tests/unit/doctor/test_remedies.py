@@ -142,7 +142,9 @@ def test_what_lets_the_exporter_subscribe():
 
 def test_what_makes_queue_lengths_readable():
     assert "rabbitmqctl list_queues -p shop" in queue_lengths_remedy(config(AMQP), "")
-    assert queue_lengths_remedy(config(REDIS), "NOPERM").endswith("celery '~*' +exists +llen +lindex +hlen")
+    assert queue_lengths_remedy(config(REDIS), "NOPERM").endswith(
+        "celery '~*' +exists +llen +lindex +hlen +hkeys +hstrlen +hmget +scard +smembers"
+    )
     assert " INFO, " in queue_lengths_remedy(config(REDIS), "timed out")
     assert queue_lengths_remedy(config("memory://"), "").startswith("--broker-url ")
 
