@@ -163,7 +163,7 @@ BOARD = Board(
             ),
             table(
                 "Queues",
-                "Waiting messages, messages that workers hold (on Redis only), consumers, and processes of the "
+                "Waiting and unacknowledged messages (these on Redis only), consumers, and processes of the "
                 "workers of each queue.",
                 Column("Queue", "queue_name"),
                 [

@@ -54,8 +54,8 @@ class RedisQueueReader:
     ) -> Mapping[str, QueueStats | Absence]:
         """Return the contents of the queues.
 
-        Redis deletes an empty list. So an empty queue exists if a worker consumes it, if a worker holds one of
-        its messages, or if it has a binding, which its declaration makes.
+        Redis deletes an empty list. So an empty queue exists if a worker consumes it, if one of its messages
+        is unacknowledged, or if it has a binding, which its declaration makes.
         """
         names = iter(queues)
         with broker_errors(self._connection):

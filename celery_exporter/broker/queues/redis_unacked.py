@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set as AbstractSet
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from itertools import accumulate, groupby
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ MAX_BYTES = 4 * 2**20
 PAGE_BYTES = 2**18
 #: Longest exchange, routing key and queue name, as in AMQP: longer ones would fill the memory.
 MAX_NAME_CHARACTERS = 255
-#: Routing keys × topic bindings in one poll; at worst 40 us each.
+#: Routing keys times topic bindings in one poll; at worst 40 us each.
 MAX_MATCHES = 10_000
 
 _Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)] | None
@@ -101,7 +102,10 @@ class UnackedMessages:
         tables = self._binding_tables({address.exchange for address in addresses} - {""})
         if tables is None:
             return None
-        if sum(len(tables[address.exchange].topics) for address in addresses if address.exchange) > MAX_MATCHES:
+        if (
+            sum(len(tables[address.exchange].topics) for address in addresses if address.exchange)
+            > MAX_MATCHES
+        ):
             return None
         counts: Counter[str] = Counter()
         unclear: set[str] = set()
