@@ -15,7 +15,7 @@ from celery_exporter.broker.connection import connect, open_
 from celery_exporter.broker.queues.factory import queue_reader_for
 from celery_exporter.broker.queues.redis_unacked import MAX_BYTES, MAX_MATCHES, MAX_MESSAGES
 from celery_exporter.core.queues import Absence
-from celery_exporter.core.routing import MAX_BINDINGS
+from celery_exporter.core.routing import MAX_BINDINGS, MAX_WORDS
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,9 @@ def test_bindings_say_which_queue_a_message_is_of(server, exchange, bindings, ro
 
 
 def test_queues_are_unknown_if_a_message_may_be_of_any_of_them(server):
-    """Two topics match, or no direct binding does: the exchange may be a fanout exchange."""
+    """Two topics match, the routing key is too long to be matched, or no direct binding matches: the
+    exchange may be a fanout exchange.
+    """
     bind(
         server, "logs", ("a.*", "^a.[^.]+$", "one"), ("*.b", "^[^.]+.b$", "two"), ("c.#", "^c..*?$", "three")
     )
@@ -165,6 +167,8 @@ def test_queues_are_unknown_if_a_message_may_be_of_any_of_them(server):
     with reading(server.url) as unacked:
         put(server, [held("a.b", "logs"), held("c.d", "logs"), held("jobs")])
         assert unacked("one", "two", "three", "jobs") == {"one": None, "two": None, "three": 1, "jobs": 1}
+        put(server, [held("c" + ".d" * MAX_WORDS, "logs")])
+        assert unacked("one", "three", "jobs") == {"one": None, "three": None, "jobs": 1}
         put(server, [held("x", "alerts")])
         assert unacked("bcast.1", "bcast.2", "jobs") == {"bcast.1": None, "bcast.2": None, "jobs": 1}
 
