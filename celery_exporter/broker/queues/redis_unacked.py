@@ -26,8 +26,8 @@ from celery_exporter.core.routing import MAX_BINDINGS, MAX_WORDS, matches
 #: Messages in the hash, beyond which nothing is read. It bounds HKEYS, which blocks Redis for some 2 ms then,
 #: and the memory for addresses. Workers hold a few for each process, and those with an eta in the future.
 MAX_MESSAGES = 10_000
-#: Bytes of new values in one poll, 3,500 messages of 1.2 KB. If there are more, the next polls read on. At both
-#: bounds a poll takes 14 ms of CPU time in Redis and 50 ms here; without new messages 2 ms and 3 ms.
+#: Bytes of new values in one poll, 3,500 messages of 1.2 KB. If there are more, the next polls read on. At
+#: both bounds a poll takes 14 ms of CPU time in Redis and 50 ms here; without new messages 2 ms and 3 ms.
 MAX_BYTES = 4 * 2**20
 #: Bytes in one reply, without its first value: Redis serves other clients between replies.
 PAGE_BYTES = 2**18
