@@ -31,10 +31,11 @@ def _write(kind: str, folder: Path) -> int:
     from celery_exporter.runtime.shipped_files import write_shipped  # noqa: PLC0415  only these need it
 
     try:
-        for path in write_shipped(kind, folder):
-            click.echo(path)
+        paths = [*write_shipped(kind, folder)]  # all of them, also if nobody reads the output to its end
     except OSError as error:
         return fail(f"--out: cannot write {error.filename!r}: {error.strerror}", EXIT_FAILED)
+    for path in paths:
+        click.echo(path)
     return 0
 
 
