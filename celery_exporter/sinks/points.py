@@ -168,7 +168,13 @@ class FieldsEncoder:
 
     def _add_transition(self, record: Record, lines: list[str]) -> None:
         # The hot path: calls are as few as they can be.
-        state, at, uuid, root, worker = record.state, record.timestamp, record.uuid, record.root, record.worker
+        state, at, uuid, root, worker = (
+            record.state,
+            record.timestamp,
+            record.uuid,
+            record.root,
+            record.worker,
+        )
         identity = self._identities.get((uuid, root, worker)) or self._new_identity(uuid, root, worker)
         if state is RECEIVED:
             series_key, begin = ("worker_requests", record.name, record.queue), record.sent
