@@ -97,6 +97,8 @@ def faults(text: str) -> Iterator[str]:
     for action in re.findall(r"uses: (?!\./)(.*)", text):
         if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action):
             yield f"not pinned by a commit with its version: {action}"
+    if re.search(r"ghcr\.io/\$\{\{", text):
+        yield "an owner of a repository can have upper-case letters, and a name of an image cannot"
     for name, job in workflow["jobs"].items():
         yield from (f"{name}: {fault}" for fault in job_faults(job))
 
@@ -107,6 +109,9 @@ def job_faults(job: dict[str, Any]) -> Iterator[str]:
         return
     if "timeout-minutes" not in job:
         yield "no timeout"
+    commands = [step.get("run", "") for step in job["steps"]]
+    if "container" in job and 'chown "$(id -u):$(id -g)" .' not in commands:
+        yield "git refuses the work tree, which belongs to another user than that of the container"
     for step in job["steps"]:
         if "actions/checkout@" in step.get("uses", "") and step["with"].get("persist-credentials") != "false":
             yield "the token stays in the work tree"
@@ -130,6 +135,8 @@ def test_workflows_follow_the_rules(name):
         ("ci.yml", "timeout-minutes: 90", "", "test: no timeout"),
         ("ci.yml", "persist-credentials: false", "clean: true", "lint: the token stays in the work tree"),
         ("ci.yml", "make lint", "make lints", "lint: no make target lints"),
+        ("ci.yml", 'chown "$(id -u)', 'echo "$(id -u)', "test: git refuses the work tree"),
+        ("release.yml", "${GITHUB_REPOSITORY,,}", "${{ github.repository }}", "can have upper-case letters"),
         ("docs.yml", "@cd2ce8fcbc39b97be8ca5fce6e763baed58fa128", "@v5", "not pinned by a commit with its"),
         ("docs.yml", "fa128 # v5.0.0", "fa128", "not pinned by a commit with its version"),
     ],
