@@ -36,7 +36,16 @@ SOURCES = {
     "Dockerfile": "ARG VERSION=1.2.0\n",
     "README.md": "Install it with pip.\n",
     "deploy/helm/celery-exporter/Chart.yaml": "name: celery-exporter\nversion: 1.2.0\nappVersion: 1.2.0\n",
-    "pyproject.toml": '# OWNER is a word here.\nHomepage = "https://github.com/acme/celery-exporter"\n',
+    "deploy/helm/celery-exporter/values.yaml": (
+        "image: {registry: ghcr.io, repository: acme/celery-exporter}\n"
+    ),
+    "deploy/kubernetes/deployment.yaml": (
+        "spec: {template: {spec: {containers: [image: 'ghcr.io/acme/celery-exporter:1.2.0']}}}\n"
+    ),
+    "docker-compose.yml": "a:\n  image: celery-exporter:1.2.0\nb:\n  image: celery-exporter-demo:1.2.0\n",
+    "pyproject.toml": (
+        '[project.urls]  # OWNER is a word here.\nHomepage = "https://github.com/Acme/celery-exporter"\n'
+    ),
     "tests/test_it.py": '"https://github.com/OWNER/celery-exporter"\n',
 }
 
@@ -108,12 +117,35 @@ def test_the_tag_of_the_release_is_on_its_commit(repository):
             replaced("deploy/helm/celery-exporter/Chart.yaml", "appVersion: 1.2.0", 'appVersion: "1.1.0"'),
             "Chart.yaml has appVersion 1.1.0. Write 1.2.0, as in",
         ),
+        (replaced("docker-compose.yml", "r:1.2.0", "r:1.1.0"), "has image celery-exporter 1.1.0. Write 1.2"),
         (
-            replaced("pyproject.toml", "/acme/", "/OWNER/"),
+            replaced("docker-compose.yml", "demo:1.2.0", "demo:1.1.0"),
+            "has image celery-exporter-demo 1.1.0. ",
+        ),
+        (
+            replaced(
+                "deploy/helm/celery-exporter/values.yaml", "ghcr.io, repository: acme/", "'', repository: "
+            ),
+            "celery-exporter has the image celery-exporter. Write ghcr.io as image.registry, and acme/cel",
+        ),
+        (
+            replaced("deploy/kubernetes/deployment.yaml", "ghcr.io/acme/", ""),
+            "has the image celery-exporter:1.2.0. Write ghcr.io/acme/celery-exporter:1.2.0",
+        ),
+        (
+            replaced("deploy/kubernetes/deployment.yaml", "1.2.0", "1.1.0"),
+            "has the image ghcr.io/acme/celery-exporter:1.1.0. Write ghcr.io/acme/celery-exporter:1.2.0",
+        ),
+        (
+            replaced("README.md", "Install", "You need an image that your nodes can pull. Install"),
+            "say where the image is: README.md:1:You need",
+        ),
+        (
+            replaced("pyproject.toml", "/Acme/", "/OWNER/"),
             "owner of the repository .*: pyproject.toml:2:Home",
         ),
         (
-            replaced("pyproject.toml", "github.com/acme", "OWNER.github.io"),
+            replaced("pyproject.toml", "github.com/Acme", "OWNER.github.io"),
             "owner of the repository .*: pyproject.toml:2:Home",
         ),
         (

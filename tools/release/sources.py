@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import yaml
 
 from tools.release.changelog import ChangelogError, check_complete
 
 INIT, DOCKERFILE = Path("celery_exporter/__init__.py"), Path("Dockerfile")
+COMPOSE = Path("docker-compose.yml")
 CHART = Path("deploy/helm/celery-exporter")
+CHART_VALUES, DEPLOYMENT = CHART / "values.yaml", Path("deploy/kubernetes/deployment.yaml")
 #: Extended regular expression → what to write instead.
 PLACEHOLDERS = {
     r"(^|[^[:alnum:]_])OWNER[./]": "write the owner of the repository on GitHub",
     r"security@example\.org": "write the address that receives reports of vulnerabilities",
     r"[Nn]o release is published yet|none published yet": "say how users get the release",
+    r"an image that your nodes can pull|[Bb]uild it from the Dockerfile of the project": (
+        "say where the image is"
+    ),
 }
 #: Files that name the placeholders, or use them as examples.
 NOT_SEARCHED = ("tests", "tools/release", "docs/contributing/release.md", "CHANGELOG.md")
@@ -66,12 +74,14 @@ def check_changelog(root: Path) -> list[str]:
 
 
 def check_versions(root: Path) -> list[str]:
-    """Check that the chart and the image have the version of the package."""
+    """Check that the chart and the images have the version of the package."""
     version = version_of(root)
     places = [
         (CHART / "Chart.yaml", "version", r"^version: *[\"']?(.+?)[\"']?$"),
         (CHART / "Chart.yaml", "appVersion", r"^appVersion: *[\"']?(.+?)[\"']?$"),
         (DOCKERFILE, "ARG VERSION", r"^ARG VERSION=(.+)$"),
+        (COMPOSE, "image celery-exporter", r"^ *image: celery-exporter:(.+)$"),
+        (COMPOSE, "image celery-exporter-demo", r"^ *image: celery-exporter-demo:(.+)$"),
     ]
     result = []
     for path, name, pattern in places:
@@ -80,6 +90,28 @@ def check_versions(root: Path) -> list[str]:
         match = re.search(pattern, (root / path).read_text(), re.MULTILINE)
         if match is None or match[1] != version:
             result.append(f"{path} has {name} {match and match[1]}. Write {version}, as in {INIT}")
+    return result
+
+
+def check_image(root: Path) -> list[str]:
+    """Check that the chart and the manifests name the image that release.yml pushes."""
+    urls = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]
+    repository = urls["Homepage"].removeprefix("https://github.com/")
+    if "OWNER" not in repository:
+        repository = repository.lower()  # as names of images are
+    image = f"ghcr.io/{repository}"
+    values = yaml.safe_load((root / CHART_VALUES).read_text())["image"]
+    pod = yaml.safe_load((root / DEPLOYMENT).read_text())["spec"]["template"]["spec"]
+    in_chart = "/".join(filter(None, (values["registry"], values["repository"])))
+    in_manifests = pod["containers"][0]["image"]
+    result = []
+    if in_chart != image:
+        result.append(
+            f"{CHART} has the image {in_chart}. "
+            f"Write ghcr.io as image.registry, and {repository} as image.repository, in values.schema.json"
+        )
+    if in_manifests != f"{image}:{version_of(root)}":
+        result.append(f"{DEPLOYMENT} has the image {in_manifests}. Write {image}:{version_of(root)}")
     return result
 
 
@@ -106,6 +138,7 @@ CHECKS: Sequence[Callable[[Path], list[str]]] = (
     check_tag,
     check_changelog,
     check_versions,
+    check_image,
     check_placeholders,
     check_work_tree,
 )
