@@ -31,7 +31,7 @@ def _write(kind: str, folder: Path) -> int:
     from celery_exporter.runtime.shipped_files import write_shipped  # noqa: PLC0415  only these need it
 
     try:
-        paths = [*write_shipped(kind, folder)]  # all of them, also if nobody reads the output to its end
+        paths = [*write_shipped(kind, folder)]  # all, also if the reader of the output ends early
     except OSError as error:
         return fail(f"--out: cannot write {error.filename!r}: {error.strerror}", EXIT_FAILED)
     for path in paths:
