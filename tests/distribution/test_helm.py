@@ -121,7 +121,27 @@ def test_every_value_is_set_in_a_case():
 
 @every_version
 @pytest.mark.parametrize(
-    "text", ["replicas: 2", "serviceMonitor: {enable: true}", "shards: 0", "image: {tag: 1}"]
+    "text",
+    [
+        "replicas: 2",
+        "serviceMonitor: {enable: true}",
+        "shards: 0",
+        "image: {tag: 1}",
+        "image: {repository: ''}",
+        "existingSecretKey: ../url",
+        "fullnameOverride: Celery Exporter",
+        "nameOverride: celery exporter",
+        "namespaceOverride: Monitoring",
+        "commonLabels: {app.kubernetes.io/name: other}",
+        "podLabels: {app.kubernetes.io/instance: other}",
+        "service: {labels: {app.kubernetes.io/name: other}}",
+        "serviceMonitor: {interval: often}",
+        "podMonitor: {scrapeTimeout: 10}",
+        "serviceMonitor: {scheme: ftp}",
+        "persistence: {size: large}",
+        "podDisruptionBudget: {maxUnavailable: one}",
+        "dnsPolicy: Cluster",
+    ],
 )
 def test_a_value_that_the_schema_does_not_have_is_an_error(version, values, text):
     assert "values" in helm.error(version, values(text))
@@ -139,6 +159,15 @@ def test_a_value_that_the_schema_does_not_have_is_an_error(version, values, text
         ("{replicaCount: 2, shards: 2}", "replicaCount and shards are above 1"),
         ("{serviceMonitor: {enabled: true}, podMonitor: {enabled: true}}", "scrape each pod twice"),
         ("{serviceMonitor: {enabled: true}, service: {enabled: false}}", "enabled without service"),
+        ("config: {port: 9999}", "Probes and monitors use port 9808"),
+        ("config: {state_file: /tmp/state}", "config.state_file is set"),
+        ("webConfig: {tls: true}", "webConfig describes a file, but there is none"),
+        ("webConfig: {authentication: true}", "webConfig describes a file, but there is none"),
+        ("{webConfig: {existingSecret: a}, config: {web_config_file: /a}}", "Keep one of the two"),
+        (
+            "keda: {scaledObjects: [{name: a, queue: a, minReplicaCount: 3, maxReplicaCount: 2}]}",
+            "a has a minReplicaCount above its maxReplicaCount",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_an_error(values, text, message):
@@ -158,6 +187,75 @@ def test_large_numbers_have_no_exponent(version, values):
     objects = helm.render(version, values(text))
     assert len(re.findall(r"\b1000000\b", json.dumps(objects))) == 6
     assert "e+06" not in json.dumps(objects)
+
+
+def test_names_that_look_like_numbers_are_text(values, tmp_path):
+    """YAML would read a release of the name 123, a namespace 456 or a broker 1e3 as a number."""
+    text = """
+        brokers: {'1e3': {url: "redis://a"}, 'null': {url: "redis://b"}, '0x10': {url: "redis://c"}}
+        serviceMonitor: {enabled: true}
+    """
+    result = helm.run(
+        "helm4",
+        "template",
+        "123",
+        CHART,
+        f"--values={values(text)}",
+        "--set-string=fullnameOverride=123",
+        "-n=456",
+    )
+    assert result.returncode == 0, result.stderr
+    objects = [item for item in yaml.safe_load_all(result.stdout) if item]
+    assert_accepted(objects, tmp_path / "rendered.yaml")
+    assert only(objects, "Secret")["data"].keys() == {"1e3", "null", "0x10"}
+    assert only(objects, "ServiceMonitor")["spec"]["namespaceSelector"]["matchNames"] == ["456"]
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is twice in a mapping, as Flux and kustomize do."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        assert len(set(keys)) == len(keys), keys
+        return super().construct_mapping(node, deep)
+
+
+def test_a_label_of_one_object_replaces_a_common_label(values):
+    text = """
+        commonLabels: {team: platform}
+        podLabels: {team: pod}
+        service: {labels: {team: service}}
+        dashboards: {enabled: true, labels: {team: dashboards}}
+    """
+    result = helm.run("helm4", "template", "celery-exporter", CHART, f"--values={values(text)}")
+    objects = [item for item in yaml.load_all(result.stdout, UniqueKeys) if item]
+    assert workload(objects)["metadata"]["labels"]["team"] == "platform"
+    assert workload(objects)["spec"]["template"]["metadata"]["labels"]["team"] == "pod"
+    assert only(objects, "Service")["metadata"]["labels"]["team"] == "service"
+    maps = [item["metadata"]["labels"]["team"] for item in objects if item["kind"] == "ConfigMap"]
+    assert set(maps) == {"dashboards"}
+
+
+def test_further_objects_may_be_texts(values):
+    """Only a text can have a template round a key."""
+    text = """
+        extraManifests:
+          - |
+            apiVersion: v1
+            kind: ConfigMap
+            metadata: {name: "{{ .Release.Name }}-extra"}
+            {{- if .Values.service.enabled }}
+            data: {a: b}
+            {{- end }}
+    """
+    extra = only(helm.render("helm4", values(text)), "ConfigMap")
+    assert (extra["metadata"]["name"], extra["data"]) == ("celery-exporter-extra", {"a": "b"})
+
+
+def test_a_web_configuration_file_can_be_that_of_a_further_volume(values):
+    text = "{webConfig: {tls: true}, config: {web_config_file: /web/web.yml}}"
+    _, container = pod_of(helm.render("helm4", values(text)))
+    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
 
 
 def test_a_probe_can_be_removed(values):

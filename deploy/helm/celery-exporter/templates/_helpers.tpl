@@ -14,8 +14,8 @@
 {{- end }}
 
 {{- define "celery-exporter.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "celery-exporter.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "celery-exporter.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "celery-exporter.labels" -}}
@@ -102,6 +102,23 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- range tuple "brokers" "broker_url" "broker_url_file" }}
 {{- if hasKey $.Values.config . }}
 {{- fail (printf "config.%s is set. Use brokers, brokerUrl or existingSecret." .) }}
+{{- end }}
+{{- end }}
+{{- if hasKey .Values.config "port" }}
+{{- fail "config.port is set. Probes and monitors use port 9808 of the pod. Use service.port for another port of the Service." }}
+{{- end }}
+{{- if hasKey .Values.config "state_file" }}
+{{- fail "config.state_file is set. The state file is in /var/lib/celery-exporter. Use persistence for its volume." }}
+{{- end }}
+{{- if and .Values.webConfig.existingSecret .Values.config.web_config_file }}
+{{- fail "webConfig.existingSecret and config.web_config_file are set. Keep one of the two." }}
+{{- end }}
+{{- if and (or .Values.webConfig.tls .Values.webConfig.authentication) (not (or .Values.webConfig.existingSecret .Values.config.web_config_file)) }}
+{{- fail "webConfig describes a file, but there is none. Set webConfig.existingSecret, or config.web_config_file for a file of extraVolumes." }}
+{{- end }}
+{{- range .Values.keda.scaledObjects }}
+{{- if gt (dig "minReplicaCount" 0 . | int) (dig "maxReplicaCount" 20 . | int) }}
+{{- fail (printf "keda.scaledObjects: %s has a minReplicaCount above its maxReplicaCount." .name) }}
 {{- end }}
 {{- end }}
 {{- if and (gt (int .Values.replicaCount) 1) (gt (int .Values.shards) 1) }}

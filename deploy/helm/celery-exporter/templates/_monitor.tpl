@@ -49,7 +49,7 @@ relabelings:
 jobLabel: {{ . }}
 {{ end -}}
 namespaceSelector:
-  matchNames: [{{ include "celery-exporter.namespace" $root }}]
+  matchNames: [{{ include "celery-exporter.namespace" $root | quote }}]
 selector:
   matchLabels:
     {{- include "celery-exporter.selectorLabels" $root | nindent 4 }}

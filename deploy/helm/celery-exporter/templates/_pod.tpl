@@ -64,7 +64,7 @@
 {{- if include "celery-exporter.mountsSecret" . }}
 - name: broker-url
   secret:
-    secretName: {{ include "celery-exporter.secretName" . }}
+    secretName: {{ include "celery-exporter.secretName" . | quote }}
     defaultMode: 0440
 {{- end }}
 {{- if not .Values.persistence.enabled }}
@@ -75,12 +75,12 @@
 {{- if or .Values.config .Values.brokers }}
 - name: config
   configMap:
-    name: {{ include "celery-exporter.fullname" . }}
+    name: {{ include "celery-exporter.fullname" . | quote }}
 {{- end }}
 {{- if .Values.webConfig.existingSecret }}
 - name: web-config
   secret:
-    secretName: {{ .Values.webConfig.existingSecret }}
+    secretName: {{ .Values.webConfig.existingSecret | quote }}
     defaultMode: 0440
 {{- end }}
 {{- with .Values.extraVolumes }}
@@ -133,10 +133,7 @@ volumeMounts:
 {{- define "celery-exporter.pod" -}}
 metadata:
   labels:
-    {{- include "celery-exporter.labels" . | nindent 4 }}
-    {{- with .Values.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- include "celery-exporter.mergedLabels" (tuple . .Values.podLabels) | nindent 4 }}
   {{- if or .Values.config .Values.brokers .Values.podAnnotations }}
   annotations:
     {{- if or .Values.config .Values.brokers }}
@@ -148,7 +145,7 @@ metadata:
     {{- end }}
   {{- end }}
 spec:
-  serviceAccountName: {{ include "celery-exporter.serviceAccountName" . }}
+  serviceAccountName: {{ include "celery-exporter.serviceAccountName" . | quote }}
   automountServiceAccountToken: {{ .Values.serviceAccount.automountServiceAccountToken }}
   # With service links, Kubernetes sets CELERY_EXPORTER_PORT, the variable of an option, to tcp://…
   enableServiceLinks: false
