@@ -10,6 +10,7 @@
 # It refuses what an earlier wrong start left in the folder: docker compose creates a directory, as root, for each file that
 # is missing, and a run of this script that failed may have left an empty file.
 set -euo pipefail
+unset CDPATH # where cd would look first
 folder=${1:-$(dirname "$0")/secrets}
 redis=${2:-redis:6379}
 external=(slack_url pagerduty_key smtp_password)

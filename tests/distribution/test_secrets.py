@@ -71,6 +71,17 @@ def test_every_program_has_its_password_in_its_own_format(secrets):
     assert secrets["flower_auth"].strip() == f"admin:{generated['flower_password']}"
 
 
+def test_cdpath_does_not_lead_to_another_folder(tmp_path):
+    """The shell prefers folders below $CDPATH to those of the current directory."""
+    (tmp_path / "other" / "secrets").mkdir(parents=True)
+    environment = {**os.environ, "CDPATH": str(tmp_path / "other")}
+    result = subprocess.run(
+        [SCRIPT, "secrets"], cwd=tmp_path, env=environment, capture_output=True, check=True
+    )
+    assert (result.stdout, [*(tmp_path / "other" / "secrets").iterdir()]) == (b"", [])
+    assert (tmp_path / "secrets" / "redis_url").exists()
+
+
 def test_it_keeps_existing_files(tmp_path):
     folder = tmp_path / "secrets"
     before = create(folder)
