@@ -110,6 +110,8 @@ def _tested(
 
 def celery(*versions: str) -> int:
     """Run workers of each version of Celery against the exporter of the wheel, on each broker."""
+    for version in set(versions) - set(celery_versions.VERSIONS):
+        sys.exit(f"no Celery {version}. Choose from {', '.join(celery_versions.VERSIONS)}")
     interpreter, name = interpreters.find(OLDEST), "celery-versions/exporter"
     wheel = environments.build_wheel(name)
     exporter = environments.create(name, interpreter, wheel, "-c", environments.LOCK)

@@ -40,6 +40,16 @@ def test_the_interpreter_of_this_version_is_found():
     assert output.startswith(f"Python {version}.")
 
 
+def test_a_version_that_is_not_run_is_refused_with_those_that_are():
+    command = [sys.executable, "-m", "compatibility", "celery-versions", "4.4"]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (
+        1,
+        f"no Celery 4.4. Choose from {', '.join(VERSIONS)}\n",
+    )
+
+
 def test_a_package_that_cannot_be_compiled_is_named():
     stderr = (
         "  Failed to build `google-re2==1.1.20251105`\n"
