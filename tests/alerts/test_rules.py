@@ -48,7 +48,6 @@ TARGET_LABELS = {"job", "namespace", "instance"}
 LABELS: dict[str, set[str]] = {
     "up": set(),
     "process_start_time_seconds": set(),
-    "task_name:celery_task_success_interval_seconds:max": {"task_name"},  # a user's rule
 }
 for row in select(("native",), MetricOptions()).rows:
     if row.type == "histogram":

@@ -400,6 +400,9 @@ def check_json(text: str, _folder: Path) -> None:
 
 def check_jsonnet(text: str, folder: Path) -> None:
     """Check that the mixin generates valid rules with this addition to its configuration."""
+    known = mixin.evaluate('std.objectFieldsAll((import "mixin.libsonnet")._config)')
+    added = mixin.evaluate(f"std.objectFieldsAll({text})")
+    assert set(json.loads(added.stdout)) <= set(json.loads(known.stdout))
     result = mixin.evaluate(f'((import "mixin.libsonnet") + {{ _config+:: {text} }}).prometheusAlerts')
     assert result.returncode == 0, result.stderr
     path = folder / "rules.json"
