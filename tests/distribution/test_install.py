@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,17 @@ def test_the_command_in_an_error_installs_the_missing_extra(installed, tmp_path)
     tools = Path(need("pipx")).parent  # where pipx and uv are
     run("sh", "-c", command[1], PATH=f"{tools}:{os.environ['PATH']}", **environment)
     assert ": valid, 1 broker" in run(*check).stdout
+
+
+def test_the_lowest_version_of_the_build_backend_builds_the_wheel(tmp_path):
+    """Distributions build with what they have. The license is one of the newest fields."""
+    (requirement,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    python = tmp_path / "environment/bin/python"
+    run(need("uv"), "venv", "-q", "--python", sys.executable, tmp_path / "environment")
+    run(need("uv"), "pip", "install", "-q", "--python", python, requirement.replace(">=", "=="))
+    command = [python, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path / "wheel"]
+    subprocess.run(command, cwd=ROOT, env=CLEAN, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        assert b"\nLicense-Expression: MIT\n" in file.read(name)
