@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from importlib import metadata, util
 from pathlib import Path
@@ -31,10 +32,12 @@ def _installer(prefix: Path) -> list[str]:
     """Return the command for an environment, without the packages.
 
     pipx describes its environments in pipx_metadata.json, and `pipx upgrade` keeps what was injected. Those
-    that uv creates have no pip.
+    that uv creates have no pip. The container image has such an environment and no uv, but the pip of Python.
     """
     if (prefix / "pipx_metadata.json").exists():
         return ["pipx", "inject", DISTRIBUTION]
-    if util.find_spec("pip") is None:
-        return ["uv", "pip", "install", "--python", sys.executable]
-    return [sys.executable, "-m", "pip", "install"]
+    if util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip", "install"]
+    if shutil.which("uv") is None and shutil.which("pip") is not None:
+        return ["pip", "--python", sys.executable, "install"]
+    return ["uv", "pip", "install", "--python", sys.executable]

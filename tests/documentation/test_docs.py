@@ -410,6 +410,13 @@ def check_jsonnet(text: str, folder: Path) -> None:
     promtool("check", "rules", str(path))
 
 
+def check_dockerfile(text: str, _folder: Path) -> None:
+    """Check the syntax. Examples have no versions of packages (DL3013)."""
+    command = [need("hadolint"), "--ignore", "DL3013", "-"]
+    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
 def check_mermaid(text: str, _folder: Path) -> None:
     """Check that the arrows of a flowchart connect existing boxes."""
     kind, *lines = text.splitlines()
@@ -422,6 +429,7 @@ def check_mermaid(text: str, _folder: Path) -> None:
 
 CHECKS: dict[str, Callable[[str, Path], None]] = {
     "mermaid": check_mermaid,
+    "dockerfile": check_dockerfile,
     "console": check_console,
     "sh": check_sh,
     "promql": check_promql,

@@ -24,9 +24,20 @@ def test_an_environment_of_pipx(tmp_path, monkeypatch):
     assert install_command("x") == "pipx inject celery-event-exporter x"
 
 
-def test_an_environment_without_pip(monkeypatch):
+@pytest.mark.parametrize(
+    ("programs", "command"),
+    [
+        ((), f"uv pip install --python {sys.executable} x"),
+        (("uv", "pip"), f"uv pip install --python {sys.executable} x"),
+        (("pip",), f"pip --python {sys.executable} install x"),
+    ],
+)
+def test_an_environment_without_pip(programs, command, tmp_path, monkeypatch):
     monkeypatch.setattr(util, "find_spec", lambda _: None)
-    assert install_command("x").startswith(f"uv pip install --python {sys.executable} ")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for program in programs:
+        (tmp_path / program).touch(mode=0o755)
+    assert install_command("x") == command
 
 
 @pytest.mark.parametrize(
