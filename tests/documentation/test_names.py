@@ -34,7 +34,7 @@ OTHER_FLAGS = {
     "kubectl": "--from-file --previous",
     "prometheus": "--enable-feature --web.listen-address",
     "helm": "--reuse-values --set --set-json --version",
-    "pip": "--no-deps",
+    "pip": "--no-cache-dir --no-deps --python",
     "tests/mutants.sh": "--tests",
     "thanos": "--query.replica-label",
     "py-spy": "--pid",
