@@ -35,7 +35,7 @@ BOARD = Board(
     rows={
         "Now": [
             stat(
-                "Objectives",
+                "Indicators",
                 PLAIN,
                 "Indicators with an objective: success, runtime and wait count separately.",
                 f"count({BUDGET})",
@@ -93,12 +93,12 @@ BOARD = Board(
             lines(
                 f"Burn rate, {name}",
                 PLAIN,
-                f"Burn rate of the last {name}. {alert}",
+                f"Burn rate over {name}. {alert}",
                 {LEGEND: burn_rate(window)},
                 no_value=NONE,
             )
             for window, name, alert in (
-                ("1h", "hour", "CeleryErrorBudgetBurnFast fires above 14.4."),
+                ("1h", "1 hour", "CeleryErrorBudgetBurnFast fires above 14.4."),
                 ("6h", "6 hours", "CeleryErrorBudgetBurnSlow fires above 6."),
                 ("3d", "3 days", "CeleryErrorBudgetBurnSlow fires above 1."),
             )
