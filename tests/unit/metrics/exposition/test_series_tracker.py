@@ -75,6 +75,17 @@ def test_new_series_is_exposed_at_0_once(pages):
     assert pages.scrape() == {1: 5}
 
 
+@pytest.mark.parametrize(("scrapes_before", "zeros"), [(0, 3), (1, 2), (2, 1), (3, 1)])
+@pytest.mark.parametrize("saved", [False, True])
+def test_values_appear_from_the_fourth_scrape_after_the_start_on(scrapes_before, zeros, saved):
+    """As docs/reference/endpoints.md says."""
+    pages = Pages(saved=saved)
+    for _ in range(scrapes_before):
+        pages.scrape()
+    pages.values[1] = 5
+    assert [pages.scrape() for _ in range(zeros + 1)] == [{1: 0}] * zeros + [{1: 5}]
+
+
 def test_series_is_opened_when_every_server_has_read_its_0(pages):
     pages.scrape("two")
     pages.values[1] = 5
