@@ -5,7 +5,7 @@ A wheel has them in `celery_exporter/files` (pyproject.toml), a checkout in its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -15,19 +15,25 @@ SHIPPED = {
     "alerts": ("celery.rules.yml",),
     "dashboards": ("import", "provisioning"),
 }
+#: Where links in alerts lead: Grafana, and an exporter, which serves the runbooks (alerts/mixin.libsonnet).
+GRAFANA_URL, EXPORTER_URL = "http://localhost:3000", "http://localhost:9808"
 
 
-def write_shipped(kind: str, folder: Path) -> Iterator[Path]:
+def write_shipped(kind: str, folder: Path, replaced: Mapping[str, str] | None = None) -> Iterator[Path]:
     """Write the files of a kind into a folder, which need not exist, and yield the path of each.
 
-    Raises OSError if one cannot be written. A file of an earlier version is replaced.
+    `replaced` maps texts to what is written in their place. A file of an earlier version is replaced. Raises
+    OSError if one cannot be written.
     """
     source = _source(kind)
     for name in SHIPPED[kind]:
         for path, file in _files(name, source / name):
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.read_bytes())
+            text = file.read_text("utf-8")
+            for old, new in (replaced or {}).items():
+                text = text.replace(old, new)
+            target.write_text(text, "utf-8")
             yield target
 
 
