@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
@@ -16,37 +17,51 @@ from celery.beat import ScheduleEntry
 from celery.schedules import ParseException
 
 from celery_exporter.beat_schedule.entries import Entry, entry
+from celery_exporter.installation import install_command
 from celery_exporter.quoting import printable
 
 #: The application of django-celery-beat.
 DJANGO_BEAT = "django_celery_beat"
+#: What databases answer, in the words of SQLite, PostgreSQL and MySQL, if a migration was not run.
+_NOT_MIGRATED = re.compile(
+    r"no such (table|column)|(relation|column) .* does not exist|Table .* doesn't exist|Unknown column",
+    re.ASCII,
+)
 
 
 class AppError(Exception):
-    """The application cannot be imported, or its tables cannot be read. The text is one line."""
+    """The application has no entries, or they cannot be read. The text is one line."""
 
 
 def entries_of(name: str) -> list[Entry]:
     """Return the entries of an application, which `celery --app` finds by the same name.
 
     An entry that is in the tables as well is as in the tables: beat's DatabaseScheduler copies the others
-    there, where they can be changed or disabled. Raises AppError.
+    there, where they can be changed or disabled. Raises AppError, also if there is none.
     """
     sys.path.insert(0, str(Path.cwd()))
     with redirect_stdout(sys.stderr):  # what the application prints is no part of the section
-        schedule, zone = _settings(name)
-        try:
-            in_tables = dict(_in_tables()) if _has_tables() else {}
-        except (Exception, SystemExit) as error:
-            raise AppError(f"cannot read the tables of django-celery-beat: {_text(error)}") from error
+        app = _loaded(name)
+        schedule, zone = _settings(name, app)
+        in_tables, not_read = _tables()
+        if not_read and _reads_tables(scheduler := _scheduler(app)):
+            why = f"its beat_scheduler is {scheduler}, but the tables of django-celery-beat cannot be read"
+            raise AppError(f"--from-app: got {name!r}; {why}: {not_read}.")
         in_settings = {str(key): _in_settings(str(key), value, zone) for key, value in schedule.items()}
     entries = {**in_settings, **in_tables}
+    if not any(entries.values()):
+        raise AppError(f"--from-app: got {name!r}; it has no periodic tasks: {_why_none(not_read)}.")
     return [each for _, each in sorted(entries.items()) if each is not None]
 
 
-def _settings(name: str) -> tuple[Mapping[Any, Any], tzinfo]:
+def _why_none(not_read: str) -> str:
+    if not_read:
+        return f"beat_schedule is empty, and the tables of django-celery-beat are not read: {not_read}"
+    return "beat_schedule and the tables of django-celery-beat have no enabled one. Create one first"
+
+
+def _settings(name: str, app: Any) -> tuple[Mapping[Any, Any], tzinfo]:
     """Return `beat_schedule` and the time zone of an application."""
-    app = _loaded(name)
     schedule = app.conf.beat_schedule
     if not isinstance(schedule, Mapping):
         kind = type(schedule).__name__
@@ -65,8 +80,17 @@ def _loaded(name: str) -> Any:
         app.finalize()
         app.conf.beat_schedule  # noqa: B018  reads the settings
     except (Exception, SystemExit) as error:  # a module may end the process
-        raise AppError(f"--from-app: got {name!r}; cannot import it: {_text(error)}") from error
+        text = f"{_text(error)}{_where_to_run(name, error)}"
+        raise AppError(f"--from-app: got {name!r}; cannot import it: {text}") from error
     return app
+
+
+def _where_to_run(name: str, error: BaseException) -> str:
+    """Return what to do if the module of the application itself is not found, with a period before it."""
+    package = name.partition(":")[0].partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or error.name != package:
+        return ""
+    return f". Run this in the folder that has {package}; for Django, this is the folder of manage.py."
 
 
 def _text(error: BaseException) -> str:
@@ -85,14 +109,40 @@ def _in_settings(key: str, value: Any, zone: tzinfo) -> Entry:
 # -- django-celery-beat ----------------------------------------------------------------------------------
 
 
-def _has_tables() -> bool:
-    if "DJANGO_SETTINGS_MODULE" not in os.environ or importlib.util.find_spec(DJANGO_BEAT) is None:
-        return False
+def _scheduler(app: Any) -> str:
+    """Return the configured scheduler of beat: a name, or a class as its module."""
+    scheduler = app.conf.beat_scheduler
+    return scheduler if isinstance(scheduler, str) else str(getattr(scheduler, "__module__", ""))
+
+
+def _reads_tables(scheduler: str) -> bool:
+    return scheduler == "django" or scheduler.startswith(DJANGO_BEAT)  # the short name is for `--scheduler`
+
+
+def _tables() -> tuple[dict[str, Entry | None], str]:
+    """Return the rows of the tables, or why they are not read, without a period."""
+    try:
+        not_read = _why_not_read()
+        return ({}, not_read) if not_read else (dict(_in_tables()), "")
+    except (Exception, SystemExit) as error:
+        text = _text(error)
+        remedy = ". Run python manage.py migrate." if _NOT_MIGRATED.search(text) else ""
+        raise AppError(f"cannot read the tables of django-celery-beat: {text}{remedy}") from error
+
+
+def _why_not_read() -> str:
+    if "DJANGO_SETTINGS_MODULE" not in os.environ:
+        return "DJANGO_SETTINGS_MODULE is not set"
+    if importlib.util.find_spec(DJANGO_BEAT) is None:
+        command = install_command("django-celery-beat")
+        return f"django-celery-beat is not installed in this environment. Run {command}"
     import django  # noqa: PLC0415  only some applications have it
     from django.apps import apps  # noqa: PLC0415
 
     django.setup()
-    return bool(apps.is_installed(DJANGO_BEAT))
+    if not apps.is_installed(DJANGO_BEAT):
+        return f"{DJANGO_BEAT} is not in INSTALLED_APPS. Add it there, and run python manage.py migrate"
+    return ""
 
 
 def _in_tables() -> Iterator[tuple[str, Entry | None]]:

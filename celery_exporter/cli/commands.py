@@ -547,7 +547,7 @@ def expected(context: click.Context, app: str) -> None:
     Prints the section `expected` of a configuration file, with the tasks of beat_schedule and, if
     DJANGO_SETTINGS_MODULE is set, those in the tables of django-celery-beat. Run it where the application
     and its packages are installed. Connects to no broker. Exit code 0: printed; 1: the application
-    cannot be imported, or has no periodic tasks.
+    or its tables cannot be read, or it has no periodic tasks.
     """
     unblock_signals()
     from celery_exporter.beat_schedule.app import AppError, entries_of  # noqa: PLC0415  imports Celery
@@ -557,13 +557,10 @@ def expected(context: click.Context, app: str) -> None:
         entries = entries_of(app)
     except AppError as error:
         context.exit(fail(str(error), EXIT_FAILED))
-    if not any(entry.schedule for entry in entries):
-        if entries:
-            click.echo(section(entries))  # why each is left out
-        context.exit(
-            fail(f"--from-app: got {app!r}, which has no periodic tasks that can be expected", EXIT_FAILED)
-        )
     click.echo(section(entries))
+    if not any(entry.schedule for entry in entries):  # the section says why each is left out
+        reason = "its periodic tasks cannot be expected, for the printed reasons"
+        context.exit(fail(f"--from-app: got {app!r}; {reason}", EXIT_FAILED))
     context.exit(0)
 
 

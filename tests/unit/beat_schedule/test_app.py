@@ -13,6 +13,7 @@ from harness.exporter import clean_environment, run_cli
 from celery_exporter.config.config_file import read
 from celery_exporter.core.expected import ExpectedTask
 from celery_exporter.core.schedules import Cron, Every
+from celery_exporter.installation import install_command
 
 PLAIN = """
 from datetime import timedelta
@@ -165,11 +166,90 @@ def test_the_tables_of_django_celery_beat_are_read(django_project):
     assert left_out[0] == "# left out: at (task shop.at): it runs once"
 
 
-def test_tables_that_are_missing_are_an_error(django_project):
+def error_of(folder: Path, app: str = "shop:app", **environment: str) -> str:
+    """Return the error, which is one line, and all that the command prints."""
+    done = section(folder, app, **environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    return done.stderr.removeprefix("celery-exporter: ").rstrip("\n")
+
+
+def test_tables_that_are_missing_are_an_error_with_the_command_that_creates_them(django_project):
     (django_project / "db.sqlite3").unlink()
-    done = section(django_project, "shop:app", DJANGO_SETTINGS_MODULE="settings")
-    assert done.returncode == 1
-    assert "cannot read the tables of django-celery-beat: OperationalError: no such table" in done.stderr
+    error = error_of(django_project, DJANGO_SETTINGS_MODULE="settings")
+    assert "cannot read the tables of django-celery-beat: OperationalError: no such table" in error
+    assert error.endswith(". Run python manage.py migrate.")
+
+
+def test_a_database_that_cannot_be_opened_needs_no_migration(django_project):
+    text = SETTINGS.replace("db.sqlite3", "no/folder")
+    (django_project / "settings.py").write_text(text)
+    error = error_of(django_project, DJANGO_SETTINGS_MODULE="settings")
+    assert error.endswith("OperationalError: unable to open database file")
+
+
+UNINSTALLED = 'import sys\nsys.modules["django_celery_beat"] = None\n'
+#: Why the tables are not read: what is different in the project, and the environment → the end of the error.
+NO_TABLES = {
+    "no settings": ("", SETTINGS, {}, "DJANGO_SETTINGS_MODULE is not set"),
+    "not installed": (
+        UNINSTALLED,
+        SETTINGS.replace('"django_celery_beat"', ""),
+        {"DJANGO_SETTINGS_MODULE": "settings"},
+        "django-celery-beat is not installed in this environment. Run "
+        + install_command("django-celery-beat"),
+    ),
+    "not an app": (
+        "",
+        SETTINGS.replace('"django_celery_beat"', ""),
+        {"DJANGO_SETTINGS_MODULE": "settings"},
+        "django_celery_beat is not in INSTALLED_APPS. Add it there, and run python manage.py migrate",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "settings", "environment", "why"), NO_TABLES.values(), ids=NO_TABLES)
+@pytest.mark.parametrize("scheduler", ["django_celery_beat.schedulers:DatabaseScheduler", "django", None])
+def test_tables_that_are_not_read_are_an_error_if_beat_reads_them_or_if_there_is_nothing_else(
+    tmp_path, scheduler, source, settings, environment, why
+):
+    (tmp_path / "settings.py").write_text(settings)
+    conf = f"app.conf.beat_scheduler = {scheduler!r}" if scheduler else ""
+    schedule = 'app.conf.beat_schedule = {"a": {"task": "t", "schedule": 1}}' if scheduler else ""
+    (tmp_path / "shop.py").write_text(source + ONE.format(f"{conf}\n{schedule}"))
+    begin = (
+        f"its beat_scheduler is {scheduler}, but the tables of django-celery-beat cannot be read: "
+        if scheduler
+        else "it has no periodic tasks: beat_schedule is empty, and the tables of django-celery-beat "
+        "are not read: "
+    )
+    assert error_of(tmp_path, **environment) == f"--from-app: got 'shop:app'; {begin}{why}."
+
+
+def test_beat_with_another_scheduler_needs_no_tables(tmp_path):
+    conf = 'app.conf.beat_scheduler = "django_redis_beat.Scheduler"'
+    schedule = 'app.conf.beat_schedule = {"a": {"task": "t", "schedule": 1}}'
+    (tmp_path / "shop.py").write_text(ONE.format(f"{conf}\n{schedule}"))
+    assert section(tmp_path, "shop:app").returncode == 0
+
+
+@pytest.mark.parametrize("change", ["all().delete()", "update(enabled=False)"])
+def test_tables_without_an_enabled_task_are_an_error_that_says_so(django_project, change):
+    (django_project / "shop.py").write_text(ONE.format(""))
+    models = "from django_celery_beat.models import PeriodicTask"
+    script = f"import django; django.setup(); {models}; PeriodicTask.objects.{change}"
+    environ = {**os.environ, "DJANGO_SETTINGS_MODULE": "settings"}
+    subprocess.run([sys.executable, "-c", script], cwd=django_project, env=environ, check=True)
+    assert error_of(django_project, DJANGO_SETTINGS_MODULE="settings") == (
+        "--from-app: got 'shop:app'; it has no periodic tasks: beat_schedule and the tables of "
+        "django-celery-beat have no enabled one. Create one first."
+    )
+
+
+def test_a_module_that_is_elsewhere_is_an_error_with_the_folder_to_run_in(tmp_path):
+    remedy = ". Run this in the folder that has shop; for Django, this is the folder of manage.py."
+    assert error_of(tmp_path, "shop.celery:app").endswith(f"No module named 'shop'{remedy}")
+    (tmp_path / "shop.py").write_text("import nosuch")
+    assert error_of(tmp_path, "shop:app").endswith("No module named 'nosuch'")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +262,7 @@ def test_tables_that_are_missing_are_an_error(django_project):
         (ONE.format("app.conf.timezone = 'Foo/Bar'"), "cannot read its time zone: "),
         (ONE.format("app.conf.beat_schedule = []"), "its beat_schedule is a list, not a dict"),
         (ONE.format("app.conf.beat_schedule = None"), "its beat_schedule is a NoneType, not a dict"),
-        ("from celery import Celery\napp = Celery()", "which has no periodic tasks that can be expected"),
+        ("from celery import Celery\napp = Celery()", "it has no periodic tasks: beat_schedule is empty"),
     ],
 )
 def test_an_application_that_cannot_be_used_is_one_line(tmp_path, source, error):
@@ -211,7 +291,7 @@ def test_if_all_entries_are_left_out_the_reasons_are_printed(tmp_path):
     (tmp_path / "shop.py").write_text(ONE.format("app.conf.beat_schedule = {'a': {'task': 't'}}"))
     done = section(tmp_path, "shop:app")
     assert (done.returncode, done.stdout) == (1, "  # left out: a (task t): it has no schedule\n")
-    assert done.stderr.endswith("which has no periodic tasks that can be expected\n")
+    assert done.stderr.endswith("its periodic tasks cannot be expected, for the printed reasons\n")
     assert done.stderr.count("\n") == 1
 
 
