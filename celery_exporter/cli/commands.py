@@ -526,10 +526,16 @@ def check_config(context: click.Context, file: str) -> None:
     for broker in settings.brokers.values():
         check(broker.monitor.broker)
         sinks_for(broker.sinks)
-    click.echo(f"{file}: valid, {len(settings.brokers)} broker{'s' if len(settings.brokers) > 1 else ''}")
+    click.echo(f"{file}: valid, {_count(len(settings.brokers), 'broker')}")
     for name, broker in settings.brokers.items():
-        click.echo(f"  {f'{name}: ' if name else ''}{masked(broker.monitor.broker.broker_url)}")
+        tasks = len({task.name for task in broker.monitor.expected})
+        expects = f" ({_count(tasks, 'expected task')})" if tasks else ""
+        click.echo(f"  {f'{name}: ' if name else ''}{masked(broker.monitor.broker.broker_url)}{expects}")
     context.exit(0)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 @click.command(epilog=_EPILOGS["expected"])
