@@ -48,6 +48,8 @@ from tools.docgen.marks import filled
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 README = ROOT / "README.md"
+#: The file with which Grafana of the stack reads the dashboards.
+PROVIDER = ROOT / "deploy/grafana/provisioning/dashboards/celery.yml"
 API = "/api/v1/status"
 #: The scrape interval of the stack.
 INTERVAL = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["global"][
@@ -299,6 +301,8 @@ def check_yaml(text: str, folder: Path) -> None:
             check_yaml(yaml.safe_dump(document["receivers"]["prometheus"]["config"]), folder)
         elif "instances" in document:
             check_datadog(document)
+        elif "providers" in document:
+            assert document == yaml.safe_load(PROVIDER.read_text())
         else:  # of Kubernetes, of Grafana, or of Tempo
             assert {"apiVersion", "resources", "distributor"} & document.keys(), document.keys()
 
