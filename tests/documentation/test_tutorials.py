@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -19,6 +21,8 @@ from documentation.test_docs import Block, blocks
 TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
 #: A process that does not end by itself, such as a worker.
 BACKGROUND = " &"
+#: Ends a job of the background, by its number in an interactive shell.
+END_OF_JOB = re.compile(r"kill %(\d); wait %\1")
 
 
 class Reader:
@@ -27,11 +31,13 @@ class Reader:
     def __init__(self, folder: Path, broker_url: str, stack: ExitStack) -> None:
         self.folder = folder
         self.stack = stack
+        self.jobs: list[subprocess.Popen[str]] = []
         exporter_port = str(free_port())
         self.addresses = {
             "redis://127.0.0.1:6379/0": broker_url,
             "127.0.0.1:9808": f"127.0.0.1:{exporter_port}",
             "127.0.0.1:9090": f"127.0.0.1:{free_port()}",
+            "@HOST": f"@{socket.gethostname()}",
         }
         path = f"{Path(sys.executable).parent}:{Path(need('prometheus')).parent}:{os.environ['PATH']}"
         self.environment = clean_environment({"PATH": path, "CELERY_EXPORTER_PORT": exporter_port})
@@ -48,12 +54,14 @@ class Reader:
     def run(self, command: str, output: str) -> None:
         """Run a command: in the background, until it prints this output, or once."""
         if command.endswith(BACKGROUND):
-            self.stack.callback(
-                stop, self.start(f"exec {command.removesuffix(BACKGROUND)}", subprocess.Popen)
-            )
+            job = self.start(f"exec {command.removesuffix(BACKGROUND)}", subprocess.Popen)
+            self.stack.callback(stop, job)
+            self.jobs.append(job)
+        elif job_number := END_OF_JOB.fullmatch(command):
+            stop(self.jobs[int(job_number[1]) - 1])
         elif output:
             eventually(
-                lambda: self.start(command, capture_output=True).stdout.strip() == output,
+                lambda: self.start(command, capture_output=True).stdout.strip() == self.with_addresses(output),
                 30,
                 what=f"the output of {command} is that of the page",
             )
