@@ -301,8 +301,6 @@ def check_yaml(text: str, folder: Path) -> None:
             check_yaml(yaml.safe_dump(document["receivers"]["prometheus"]["config"]), folder)
         elif "instances" in document:
             check_datadog(document)
-        elif "providers" in document:
-            assert document == yaml.safe_load(PROVIDER.read_text())
         else:  # of Kubernetes, of Grafana, or of Tempo
             assert {"apiVersion", "resources", "distributor"} & document.keys(), document.keys()
 
@@ -468,6 +466,11 @@ def test_blocks_in_lists_are_indented_by_four():
 )
 def test_an_example_is_valid(block, tmp_path):
     CHECKS[block.language](block.text, tmp_path)
+
+
+def test_the_provider_of_dashboards_is_that_of_the_stack():
+    texts = [block.text for block in BLOCKS if block.language == "yaml" and "providers:" in block.text]
+    assert [yaml.safe_load(text) for text in texts] == [yaml.safe_load(PROVIDER.read_text())]
 
 
 def test_promql_examples_are_valid(tmp_path):

@@ -60,8 +60,9 @@ class Reader:
         elif job_number := END_OF_JOB.fullmatch(command):
             stop(self.jobs[int(job_number[1]) - 1])
         elif output:
+            shown = self.with_addresses(output)
             eventually(
-                lambda: self.start(command, capture_output=True).stdout.strip() == self.with_addresses(output),
+                lambda: self.start(command, capture_output=True).stdout.strip() == shown,
                 30,
                 what=f"the output of {command} is that of the page",
             )
