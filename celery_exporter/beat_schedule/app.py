@@ -46,18 +46,18 @@ def entries_of(name: str) -> list[Entry]:
         in_tables, not_read = _tables()
         if not_read and _reads_tables(scheduler := _scheduler(app)):
             why = f"its beat_scheduler is {scheduler}, but the tables of django-celery-beat cannot be read"
-            raise AppError(f"--from-app: got {name!r}; {why}: {not_read}.")
+            raise AppError(f"--from-app: got {name!r}; {why}: {not_read}")
         in_settings = {str(key): _in_settings(str(key), value, zone) for key, value in schedule.items()}
     entries = {**in_settings, **in_tables}
     if not any(entries.values()):
-        raise AppError(f"--from-app: got {name!r}; it has no periodic tasks: {_why_none(not_read)}.")
+        raise AppError(f"--from-app: got {name!r}; it has no periodic tasks: {_why_none(not_read)}")
     return [each for _, each in sorted(entries.items()) if each is not None]
 
 
 def _why_none(not_read: str) -> str:
     if not_read:
         return f"beat_schedule is empty, and the tables of django-celery-beat are not read: {not_read}"
-    return "beat_schedule and the tables of django-celery-beat have no enabled one. Create one first"
+    return "beat_schedule and the tables of django-celery-beat have no enabled one; create one"
 
 
 def _settings(name: str, app: Any) -> tuple[Mapping[Any, Any], tzinfo]:
@@ -86,11 +86,11 @@ def _loaded(name: str) -> Any:
 
 
 def _where_to_run(name: str, error: BaseException) -> str:
-    """Return what to do if the module of the application itself is not found, with a period before it."""
+    """Return what to do if the module of the application itself is not found, with a semicolon before it."""
     package = name.partition(":")[0].partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or error.name != package:
         return ""
-    return f". Run this in the folder that has {package}; for Django, this is the folder of manage.py."
+    return f"; run this in the folder that has {package} (for Django: the one of manage.py)"
 
 
 def _text(error: BaseException) -> str:
@@ -120,13 +120,13 @@ def _reads_tables(scheduler: str) -> bool:
 
 
 def _tables() -> tuple[dict[str, Entry | None], str]:
-    """Return the rows of the tables, or why they are not read, without a period."""
+    """Return the rows of the tables, or why they are not read."""
     try:
         not_read = _why_not_read()
         return ({}, not_read) if not_read else (dict(_in_tables()), "")
     except (Exception, SystemExit) as error:
         text = _text(error)
-        remedy = ". Run python manage.py migrate." if _NOT_MIGRATED.search(text) else ""
+        remedy = "; run: python manage.py migrate" if _NOT_MIGRATED.search(text) else ""
         raise AppError(f"cannot read the tables of django-celery-beat: {text}{remedy}") from error
 
 
@@ -135,13 +135,13 @@ def _why_not_read() -> str:
         return "DJANGO_SETTINGS_MODULE is not set"
     if importlib.util.find_spec(DJANGO_BEAT) is None:
         command = install_command("django-celery-beat")
-        return f"django-celery-beat is not installed in this environment. Run {command}"
+        return f"django-celery-beat is not installed; run: {command}"
     import django  # noqa: PLC0415  only some applications have it
     from django.apps import apps  # noqa: PLC0415
 
     django.setup()
     if not apps.is_installed(DJANGO_BEAT):
-        return f"{DJANGO_BEAT} is not in INSTALLED_APPS. Add it there, and run python manage.py migrate"
+        return f"{DJANGO_BEAT} is not in INSTALLED_APPS; add it, and run: python manage.py migrate"
     return ""
 
 

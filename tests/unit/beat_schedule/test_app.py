@@ -177,7 +177,7 @@ def test_tables_that_are_missing_are_an_error_with_the_command_that_creates_them
     (django_project / "db.sqlite3").unlink()
     error = error_of(django_project, DJANGO_SETTINGS_MODULE="settings")
     assert "cannot read the tables of django-celery-beat: OperationalError: no such table" in error
-    assert error.endswith(". Run python manage.py migrate.")
+    assert error.endswith("; run: python manage.py migrate")
 
 
 def test_a_database_that_cannot_be_opened_needs_no_migration(django_project):
@@ -195,14 +195,13 @@ NO_TABLES = {
         UNINSTALLED,
         SETTINGS.replace('"django_celery_beat"', ""),
         {"DJANGO_SETTINGS_MODULE": "settings"},
-        "django-celery-beat is not installed in this environment. Run "
-        + install_command("django-celery-beat"),
+        "django-celery-beat is not installed; run: " + install_command("django-celery-beat"),
     ),
     "not an app": (
         "",
         SETTINGS.replace('"django_celery_beat"', ""),
         {"DJANGO_SETTINGS_MODULE": "settings"},
-        "django_celery_beat is not in INSTALLED_APPS. Add it there, and run python manage.py migrate",
+        "django_celery_beat is not in INSTALLED_APPS; add it, and run: python manage.py migrate",
     ),
 }
 
@@ -222,7 +221,7 @@ def test_tables_that_are_not_read_are_an_error_if_beat_reads_them_or_if_there_is
         else "it has no periodic tasks: beat_schedule is empty, and the tables of django-celery-beat "
         "are not read: "
     )
-    assert error_of(tmp_path, **environment) == f"--from-app: got 'shop:app'; {begin}{why}."
+    assert error_of(tmp_path, **environment) == f"--from-app: got 'shop:app'; {begin}{why}"
 
 
 def test_beat_with_another_scheduler_needs_no_tables(tmp_path):
@@ -241,12 +240,12 @@ def test_tables_without_an_enabled_task_are_an_error_that_says_so(django_project
     subprocess.run([sys.executable, "-c", script], cwd=django_project, env=environ, check=True)
     assert error_of(django_project, DJANGO_SETTINGS_MODULE="settings") == (
         "--from-app: got 'shop:app'; it has no periodic tasks: beat_schedule and the tables of "
-        "django-celery-beat have no enabled one. Create one first."
+        "django-celery-beat have no enabled one; create one"
     )
 
 
 def test_a_module_that_is_elsewhere_is_an_error_with_the_folder_to_run_in(tmp_path):
-    remedy = ". Run this in the folder that has shop; for Django, this is the folder of manage.py."
+    remedy = "; run this in the folder that has shop (for Django: the one of manage.py)"
     assert error_of(tmp_path, "shop.celery:app").endswith(f"No module named 'shop'{remedy}")
     (tmp_path / "shop.py").write_text("import nosuch")
     assert error_of(tmp_path, "shop:app").endswith("No module named 'nosuch'")

@@ -1,4 +1,4 @@
-"""Commands that need no broker. Those of one file have a test of its name."""
+"""Commands that connect to nothing. tests/integration/test_cli.py has the others."""
 
 from __future__ import annotations
 
