@@ -32,7 +32,7 @@ OTHER_FLAGS = {
     "--provenance --read-only --rm --sbom --scale --secret --tag --target --tmpfs",
     "dmesg, journalctl, systemctl": "--now --since",
     "kubectl": "--from-file --previous",
-    "prometheus": "--enable-feature --web.listen-address",
+    "prometheus": "--enable-feature --storage.tsdb.path --web.listen-address",
     "helm": "--reuse-values --set --set-json --version",
     "pip": "--no-cache-dir --no-deps --python",
     "tests/mutants.sh": "--tests",
