@@ -5,6 +5,7 @@ No registry is needed. Debian packages make a root file system, which gets the n
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -24,6 +25,7 @@ from harness.processes import ROOT, Process, free_port, missing, need
 from harness.time_spans import TimeSpan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
 DOCKERFILE = ROOT / "Dockerfile"
@@ -136,9 +138,7 @@ def _write(path: Path, text: str) -> None:
 @functools.cache
 def build_images() -> None:
     """Build all images, unless podman has their layers; one process at a time."""
-    environment()
-    with (FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked():
         _make_base_images()
         services = compose.load()["services"]
         podman("tag", DEBIAN, _python(), services["redis"]["image"])
@@ -146,6 +146,15 @@ def build_images() -> None:
         build("-t", IMAGES["slim"], "-t", f"localhost/{services['exporter']['image']}")
         build("-t", IMAGES["distroless"], "--build-arg", f"BASE={DISTROLESS}")
         podman("image", "prune", "--force", "--filter=until=24h")  # not those of a build that runs
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Let one process at a time build images."""
+    environment()
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def build(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -173,22 +182,37 @@ def _package_index() -> str:
 
 
 def _make_base_images() -> None:
-    """Make the images `DEBIAN` and `DISTROLESS`, unless they were made in the same way."""
-    archive = _debian_archive()
-    digest = hashlib.sha256(f"{archive} {DISTROLESS_FILE}".encode()).hexdigest()[:12]
-    finished = f"localhost/debian-of:{digest}"
+    """Make the images `DEBIAN` and `DISTROLESS`."""
+    options = [f"--customize-hook={script}" for script in CUSTOMIZE]
+    archive = make_debian_image(DEBIAN, PACKAGES, *options, change='CMD ["python3"]')
+    recipe = f"{archive} {DISTROLESS_FILE}"
+    _make_once(DISTROLESS, recipe, "build", "-t", DISTROLESS, "-", input=DISTROLESS_FILE)
+
+
+def make_debian_image(name: str, packages: tuple[str, ...], *options: str, change: str) -> Path:
+    """Make an image of Debian packages, and return its archive.
+
+    `options` are those of mmdebstrap, and `change` is an instruction of a Dockerfile.
+    """
+    archive = _debian_archive(packages, *options)
+    _make_once(name, f"{archive} {change}", "import", "--change", change, str(archive), name)
+    return archive
+
+
+def _make_once(name: str, recipe: str, *command: str, **more: Any) -> None:
+    """Make an image with a command of podman, unless it was made by the same recipe."""
+    finished = f"{name}-of:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if podman("image", "exists", finished, check=False).returncode != 0:
-        podman("import", "--change", 'CMD ["python3"]', archive, DEBIAN)
-        podman("build", "-t", DISTROLESS, "-", input=DISTROLESS_FILE)
-        podman("tag", DEBIAN, finished)
+        podman(*command, **more)
+        podman("tag", name, finished)
 
 
-def _debian_archive() -> Path:
+def _debian_archive(packages: tuple[str, ...], *options: str) -> Path:
     """Return the root file system of Debian; make it unless it was made by the same command."""
     command = [
-        *(need("mmdebstrap"), "--quiet", "--variant=essential", f"--include={','.join(PACKAGES)}"),
+        *(need("mmdebstrap"), "--quiet", "--variant=essential", f"--include={','.join(packages)}"),
         *("--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/doc/*"),
-        *(f"--customize-hook={script}" for script in CUSTOMIZE),
+        *options,
         "bookworm",
     ]
     digest = hashlib.sha256(repr(command).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""`make stack` as a process: the services of docker-compose.yml without Docker."""
+"""The services of docker-compose.yml with Prometheus, and `make stack`, which runs them without Docker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,26 @@ PROGRAMS = (
 )
 
 
-class Stack(Process):
+class MonitoredServices(Process):
+    """A process that starts Prometheus, Alertmanager and other services."""
+
+    def address(self, name: str) -> str:
+        """Return the URL of a service, without a path."""
+        raise NotImplementedError
+
+    def get_json(self, name: str, path: str) -> Any:
+        """Return the JSON response of a service."""
+        with urllib.request.urlopen(self.address(name) + path, timeout=ANSWER_TIMEOUT) as response:
+            return json.load(response)
+
+    def query(self, promql: str) -> list[dict[str, Any]]:
+        """Return the result of an instant query of its Prometheus."""
+        path = "/api/v1/query?" + urllib.parse.urlencode({"query": promql})
+        result: list[dict[str, Any]] = self.get_json("prometheus", path)["data"]["result"]
+        return result
+
+
+class Stack(MonitoredServices):
     """The program of `make stack`. It runs without make, which exits with an error on Ctrl-C."""
 
     name = "stack"
@@ -41,18 +60,10 @@ class Stack(Process):
     def ready(self) -> bool:
         return "Ctrl-C stops everything." in self.text()
 
-    def get_json(self, name: str, path: str) -> Any:
-        """Return the JSON response of a service."""
+    def address(self, name: str) -> str:
         address = re.search(rf"^  {name} +(http://\S+)/$", self.text(), re.MULTILINE)
         assert address, self.text()
-        with urllib.request.urlopen(address[1] + path, timeout=ANSWER_TIMEOUT) as response:
-            return json.load(response)
-
-    def query(self, promql: str) -> list[dict[str, Any]]:
-        """Return the result of an instant query of its Prometheus."""
-        path = "/api/v1/query?" + urllib.parse.urlencode({"query": promql})
-        result: list[dict[str, Any]] = self.get_json("prometheus", path)["data"]["result"]
-        return result
+        return address[1]
 
     def children(self) -> list[psutil.Process]:
         """Return the processes of the services."""
