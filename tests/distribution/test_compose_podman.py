@@ -1,4 +1,4 @@
-"""The services that docker-compose.yml starts by default run under podman, and their health checks pass."""
+"""The services of docker-compose.yml that alerts need run under podman, and Prometheus scrapes them."""
 
 from __future__ import annotations
 
@@ -8,46 +8,59 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import compose, podman
-from harness.compose_stack import ComposeStack
+import yaml
+from harness import podman
+from harness.compose_stack import ComposeStack, services
 from harness.exporter import Exporter
+from harness.processes import ROOT
 from harness.waiting import eventually, until_equal
 
-SERVICES = {
-    name: service for name, service in compose.load()["services"].items() if "profiles" not in service
-}
+RULES = yaml.safe_load((ROOT / "alerts/celery.rules.yml").read_text())
 UNITS = {"m": 2**20, "g": 2**30}
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeStack]:
-    """Return the running services."""
-    podman.build_images()
-    with podman.Service(tmp_path_factory.mktemp("podman")) as service:
-        folder = tmp_path_factory.mktemp("stack")
-        with ComposeStack(folder, service.socket, SERVICES.keys()) as stack:
-            yield stack
+    """Return the running services. All are healthy, and Prometheus has scraped them."""
+    with (
+        podman.Service(tmp_path_factory.mktemp("podman")) as service,
+        ComposeStack(tmp_path_factory.mktemp("stack"), service.socket) as stack,
+    ):
+        yield stack
 
 
 def description(stack: ComposeStack, name: str) -> dict[str, Any]:
     return podman.inspect(stack.containers()[name])
 
 
-def test_all_services_start_and_become_healthy(stack):
-    assert stack.containers().keys() == SERVICES.keys()
-    until_equal(stack.health, dict.fromkeys(stack.healthy, "healthy"), 30)
-
-
-def test_the_exporter_counts_the_tasks_of_the_client(stack):
-    app = Exporter(stack.folder / "exporter", None, port=int(stack.address("exporter").rpartition(":")[2]))
+@pytest.mark.parametrize("name", ["exporter", "exporter-rabbitmq"])
+def test_the_exporter_counts_the_tasks_of_the_client(stack, name):
+    app = Exporter(stack.folder / name, None, port=int(stack.address(name).rpartition(":")[2]))
     eventually(lambda: app.total("celery_tasks_total", state="SUCCESS") > 0, 20)
     assert app.value("celery_broker_up") == 1
-    assert app.total("celery_worker_up", worker="demo@redis") == 1
+    worker = {"exporter": "demo@redis", "exporter-rabbitmq": "demo@rabbitmq"}[name]
+    assert app.total("celery_worker_up", worker=worker) == 1
 
 
-@pytest.mark.parametrize("name", SERVICES)
+def test_prometheus_evaluates_the_rules(stack):
+    def states():
+        groups = stack.get_json("prometheus", "/api/v1/rules")["data"]["groups"]
+        return {
+            group["name"]: [(rule["health"], rule.get("lastError", "")) for rule in group["rules"]]
+            for group in groups
+        }
+
+    until_equal(states, {group["name"]: [("ok", "")] * len(group["rules"]) for group in RULES["groups"]}, 30)
+
+
+def test_prometheus_sends_alerts_to_alertmanager(stack):
+    managers = stack.get_json("prometheus", "/api/v1/alertmanagers")["data"]["activeAlertmanagers"]
+    assert [manager["url"] for manager in managers] == ["http://alertmanager:9093/api/v2/alerts"]
+
+
+@pytest.mark.parametrize("name", services())
 def test_a_container_has_the_limits_and_no_privileges(stack, name):
-    service, container = SERVICES[name], description(stack, name)
+    service, container = stack.services[name], description(stack, name)
     host = container["HostConfig"]
     size, unit = re.fullmatch(r"(\d+)([mg])", service["mem_limit"]).groups()
     assert host["Memory"] == int(size) * UNITS[unit]

@@ -6,11 +6,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import compose, podman
+from harness import compose, compose_images, podman
 from harness.processes import ROOT, free_port, need
 from harness.stack import MonitoredServices
 from harness.waiting import eventually
@@ -19,33 +18,44 @@ if TYPE_CHECKING:
     from typing import Self
 
 SERVICE = "com.docker.compose.service"
+VARIABLES = {"COMPOSE_PROFILES": "monitoring,rabbitmq", "CELERY_TARGETS": "celery-rabbitmq"}
+#: Services of these profiles that no Debian package contains. Alloy reads logs of Docker.
+LEFT_OUT = {"alloy", "grafana", "loki"}
+
+
+def services() -> list[str]:
+    """Return the names of the services that this module starts."""
+    profiles = set(VARIABLES["COMPOSE_PROFILES"].split(","))
+    content = compose.load()["services"]
+    return [
+        name
+        for name, service in content.items()
+        if profiles.intersection(service.get("profiles", profiles)) and name not in LEFT_OUT
+    ]
 
 
 class ComposeStack(MonitoredServices):
-    """docker-compose in a copy of the repository, with its own secrets and ports.
-
-    `names` are the services that it starts, `variables` those of .env.
-    """
+    """docker-compose in a copy of the repository, with its own secrets and ports."""
 
     name = "docker-compose"
     deadline = 60.0
 
-    def __init__(self, folder: Path, socket: Path, names: Collection[str], **variables: str) -> None:
+    def __init__(self, folder: Path, socket: Path) -> None:
         super().__init__(folder)
+        compose_images.build_images()
         self.socket = socket
-        self.names = names
         ports = {name: str(free_port()) for name in re.findall(r"\w+_PORT", compose.FILE.read_text())}
-        self.variables = {**ports, **variables}
-        self.services = compose.load(**self.variables)["services"]
-        self.healthy = {name for name in names if "healthcheck" in self.services[name]}
-        self.project = f"test{ports['EXPORTER_PORT']}"
+        self.variables = {**VARIABLES, **ports, "COMPOSE_PROJECT_NAME": f"test{ports['EXPORTER_PORT']}"}
+        content = compose.load(**self.variables)["services"]
+        self.services = {name: content[name] for name in services()}
+        self.health_checked = [name for name, service in self.services.items() if "healthcheck" in service]
         self._copy_files()
 
     def _copy_files(self) -> None:
         mounted = {
             source
-            for name in self.names
-            for source, _, _ in compose.volumes(self.services[name])
+            for service in self.services.values()
+            for source, _, _ in compose.volumes(service)
             if source.startswith("./")
         }
         for source in ("docker-compose.yml", "deploy/secrets.sh", *mounted):
@@ -55,22 +65,36 @@ class ComposeStack(MonitoredServices):
         subprocess.run([self.folder / "deploy/secrets.sh"], check=True)
 
     def command(self) -> list[str]:
-        return [need("docker-compose"), "up", "--no-build", "--detach", *self.names]
+        return [need("docker-compose"), "up", "--no-build", "--detach", *self.services]
 
     def environment(self) -> dict[str, str]:
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("COMPOSE")}
-        return {
-            **inherited,
-            **self.variables,
-            "COMPOSE_PROJECT_NAME": self.project,
-            "DOCKER_HOST": f"unix://{self.socket}",
-        }
+        return {**inherited, **self.variables, "DOCKER_HOST": f"unix://{self.socket}"}
 
     def wait_ready(self) -> Self:
-        """Wait until docker-compose ends. It starts each service when those before it are healthy."""
+        """Wait until all services are healthy, and until Prometheus has scraped them.
+
+        docker-compose starts each service when those before it are healthy.
+        """
         eventually(lambda: self.health() and not self.alive(), self.deadline, what="end of docker-compose up")
         assert self.exit_code() == 0, self.tail()
+        eventually(self.all_healthy, self.deadline, every=1)
+        eventually(self.all_scraped, self.deadline, every=1)
         return self
+
+    def all_healthy(self) -> bool:
+        """Return True; raise AssertionError with the states if a service does not run, or is unhealthy."""
+        states = dict.fromkeys(self.containers(), "running") | self.health()
+        expected = {name: "healthy" if name in self.health_checked else "running" for name in self.services}
+        assert states == expected
+        return True
+
+    def all_scraped(self) -> bool:
+        """Return True; raise AssertionError if a target that should be up is not, or the reverse."""
+        targets = self.get_json("prometheus", "/api/v1/targets?state=active")["data"]["activeTargets"]
+        down = {target["labels"]["job"] for target in targets if target["health"] != "up"}
+        assert down == LEFT_OUT & {target["labels"]["job"] for target in targets}
+        return True
 
     def address(self, name: str) -> str:
         address, _, _ = self.services[name]["ports"][0].rpartition(":")
@@ -79,7 +103,7 @@ class ComposeStack(MonitoredServices):
     def containers(self) -> dict[str, str]:
         """Return the ids of the running containers by service."""
         text = podman.podman(
-            *("ps", "--filter", f"label=com.docker.compose.project={self.project}"),
+            *("ps", "--filter", f"label=com.docker.compose.project={self.variables['COMPOSE_PROJECT_NAME']}"),
             *("--format", f'{{{{index .Labels "{SERVICE}"}}}} {{{{.ID}}}}'),
         ).stdout
         return dict(line.split() for line in text.splitlines())
@@ -87,7 +111,7 @@ class ComposeStack(MonitoredServices):
     def health(self) -> dict[str, str]:
         """Run the health checks, for which podman needs systemd, and return their states by service."""
         containers = self.containers()
-        return {name: podman.health(containers[name]) for name in self.healthy & containers.keys()}
+        return {name: podman.health(containers[name]) for name in self.health_checked if name in containers}
 
     def kill(self) -> None:
         """Remove the containers, the networks and the volumes."""
