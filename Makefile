@@ -68,7 +68,7 @@ truth: .venv/synced servers  ## compare the counts of full scenarios with the re
 faults: .venv/synced servers  ## test every fault on every broker, including the long ones, and print a table; needs an idle machine
 	MACHINE=quiet $(PY) -m pytest tests/resilience -m ""
 
-alerts-live: .venv/synced servers newer  ## cause faults, and run make stack for 30 quiet minutes: compare what fires, and print tables
+alerts-live: .venv/synced servers newer  ## cause faults, and run the stack twice for 30 quiet minutes: compare what fires, and print tables
 	$(PY) -m pytest tests/alerts -m ""
 
 celery-integration: .venv/synced servers  ## run Celery's integration tests, and compare the counts with the records of their tasks
