@@ -76,7 +76,12 @@ class ComposeStack(MonitoredServices):
 
         docker-compose starts each service when those before it are healthy.
         """
-        eventually(lambda: self.health() and not self.alive(), self.deadline, what="end of docker-compose up")
+
+        def ended() -> bool:
+            self.health()
+            return not self.alive()
+
+        eventually(ended, self.deadline, what="end of docker-compose up")
         assert self.exit_code() == 0, self.tail()
         eventually(self.all_healthy, self.deadline, every=1)
         eventually(self.all_scraped, self.deadline, every=1)
@@ -93,6 +98,7 @@ class ComposeStack(MonitoredServices):
         """Return True; raise AssertionError if a target that should be up is not, or the reverse."""
         targets = self.get_json("prometheus", "/api/v1/targets?state=active")["data"]["activeTargets"]
         down = {target["labels"]["job"] for target in targets if target["health"] != "up"}
+        assert targets
         assert down == LEFT_OUT & {target["labels"]["job"] for target in targets}
         return True
 
