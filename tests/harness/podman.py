@@ -186,7 +186,7 @@ def _make_base_images() -> None:
     options = [f"--customize-hook={script}" for script in CUSTOMIZE]
     archive = make_debian_image(DEBIAN, PACKAGES, *options, change='CMD ["python3"]')
     recipe = f"{archive} {DISTROLESS_FILE}"
-    _make_once(DISTROLESS, recipe, "build", "-t", DISTROLESS, "-", input=DISTROLESS_FILE)
+    make_once(DISTROLESS, recipe, "build", "-t", DISTROLESS, "-", input=DISTROLESS_FILE)
 
 
 def make_debian_image(name: str, packages: tuple[str, ...], *options: str, change: str) -> Path:
@@ -195,14 +195,16 @@ def make_debian_image(name: str, packages: tuple[str, ...], *options: str, chang
     `options` are those of mmdebstrap, and `change` is an instruction of a Dockerfile.
     """
     archive = _debian_archive(packages, *options)
-    _make_once(name, f"{archive} {change}", "import", "--change", change, str(archive), name)
+    make_once(name, f"{archive} {change}", "import", "--change", change, str(archive), name)
     return archive
 
 
-def _make_once(name: str, recipe: str, *command: str, **more: Any) -> None:
+def make_once(name: str, recipe: str, *command: str, **more: Any) -> None:
     """Make an image with a command of podman, unless it was made by the same recipe."""
-    finished = f"{name}-of:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    if podman("image", "exists", finished, check=False).returncode != 0:
+    finished = f"localhost/made:{hashlib.sha256(f'{name} {recipe}'.encode()).hexdigest()[:12]}"
+    if podman("image", "exists", finished, check=False).returncode == 0:
+        podman("tag", finished, name)
+    else:
         podman(*command, **more)
         podman("tag", name, finished)
 

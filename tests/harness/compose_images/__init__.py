@@ -6,6 +6,7 @@ from pathlib import Path
 from harness import compose, podman
 from harness.processes import ROOT, missing
 
+FOLDER = Path(__file__).parent
 CACHE = ROOT / ".cache"
 BASE = "localhost/debian-servers"
 PACKAGES = (
@@ -36,15 +37,24 @@ SERVICES = {
 def build_images() -> None:
     """Build the images of all services, also those of the exporter and the demo."""
     podman.build_images()
-    for program in NEWER:
-        if not (CACHE / program).exists():
-            missing(f"{program} (make newer)")
     services = compose.load()["services"]
     with podman.locked():
-        podman.make_debian_image(BASE, PACKAGES, *OPTIONS, change='CMD ["sh"]')
+        archive = podman.make_debian_image(BASE, PACKAGES, *OPTIONS, change='CMD ["sh"]')
+        recipe = f"{archive} {_sources()}"
         for name in sorted(SERVICES):
-            podman.podman(
+            podman.make_once(
+                services[name]["image"],
+                recipe,
                 *("build", "--format", "docker", f"--build-context=cache={CACHE}"),
-                *(f"--target={name}", f"--tag={services[name]['image']}"),
-                Path(__file__).parent,
+                *(f"--target={name}", f"--tag={services[name]['image']}", str(FOLDER)),
             )
+
+
+def _sources() -> dict[str, object]:
+    """Return what identifies the files that the images contain."""
+    programs = [CACHE / program for program in NEWER]
+    for program in programs:
+        if not program.exists():
+            missing(f"{program} (make newer)")
+    texts = {path.name: path.read_text() for path in FOLDER.iterdir() if path.is_file()}
+    return {**texts, **{str(path): path.stat().st_mtime for path in programs}}
