@@ -123,6 +123,11 @@ class WorkerRegistry:
             worker.update_liveness(now.listening, self._timeout)
             self._on_restart(worker, now)
 
+    def interrupt(self) -> None:
+        """Expect that events were lost: the event subscription was closed for a while."""
+        for worker in self.workers.values():
+            worker.interrupt()
+
     # -- inspection --------------------------------------------------------------------------------------
 
     def record_inspection(

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.processes import Observation, Process, Processes
+from celery_exporter.core.processes import MAX_HEARTBEAT_PERIODS, Observation, Process, Processes
 from celery_exporter.core.routing import Binding
 from celery_exporter.core.types import Timestamp
 
@@ -36,6 +36,8 @@ MAX_PROCESSED = 2**53
 #: Heartbeats in a row with more processed tasks and without `task-started` after which task events count as
 #: off. By whether the worker sends task events (None: unknown). A heartbeat may overtake a `task-started`.
 SILENT_HEARTBEATS = {None: 2, True: 3, False: 1}
+#: Seconds after a heartbeat with more processed tasks within which a `task-started` of these arrives.
+START_DELAY_SECONDS = 3.0
 #: Listening time of the newest event of a worker of which none was received.
 NEVER = -math.inf
 #: Seconds by which a start may be stamped before or after its worker counts it. Between the two the worker
@@ -67,6 +69,8 @@ class MissedEventEstimator(Struct, gc=False):
     (celery/worker/request.py, on_accepted). A heartbeat may overtake that buffer. So the comparison is made
     one heartbeat later, by the worker's own timestamps: by then all events before the previous heartbeat have
     arrived. A difference counts when the starts right after that heartbeat cannot explain it.
+
+    Without any start, task events may be off: then a later start decides whether the difference counts.
     """
 
     first_processed: int  # at the first heartbeat
@@ -79,10 +83,12 @@ class MissedEventEstimator(Struct, gc=False):
     unsure_at_newest: int = 0  # starts that the newest heartbeat may have counted or not
     missed: int = 0  # starts that are certainly missing
     silent_heartbeats: int = 0  # in a row: more were expected, and none was received
+    silent_since: float | None = None  # timestamp of the first of them, if nothing sent before it was lost
+    is_interrupted: bool = False  # events may have been lost since the newest heartbeat
 
     def started(self, timestamp: float) -> None:
         """Count one `task-started`."""
-        self.silent_heartbeats = 0
+        self.silent_heartbeats, self.silent_since = 0, None
         if timestamp > self.newest_at:
             self.received_since += 1
             self.unsure_at_newest += timestamp <= self.newest_at + MAX_START_OFFSET_SECONDS
@@ -95,13 +101,24 @@ class MissedEventEstimator(Struct, gc=False):
         """Return whether the worker's clock was set back: its heartbeats arrive in the order of sending."""
         return timestamp < self.newest_at
 
-    def on_heartbeat(self, processed: int, timestamp: float) -> int:
-        """Compare up to the previous heartbeat; return how many starts were missed since the first one."""
+    def is_silent(self) -> bool:
+        """Return whether no start of a task arrived, though the exporter listened for long enough."""
+        return self.silent_since is not None and self.newest_at - self.silent_since >= START_DELAY_SECONDS
+
+    def on_heartbeat(self, processed: int, timestamp: float, max_interval: float) -> int:
+        """Compare up to the previous heartbeat; return how many starts were missed since the first one.
+
+        A heartbeat more than `max_interval` seconds after the previous one was not the next one: others were
+        lost, and starts as well.
+        """
         missing = self.expected - self.received
         if missing > max(self.missed, self.unsure_at_first) + self.unsure_at_newest:
             self.missed = missing
         if processed - self.first_processed > self.expected and not self.received_since:
             self.silent_heartbeats += 1
+            if not self.is_interrupted and timestamp - self.newest_at <= max_interval:
+                self.silent_since = self.silent_since or timestamp
+        self.is_interrupted = False
         self.received += self.received_since
         self.received_since = self.unsure_at_newest = 0
         self.expected, self.newest_at = processed - self.first_processed, timestamp
@@ -139,6 +156,7 @@ class Worker(Struct, gc=False):
     system: str = ""
     info: WorkerInfo = WorkerInfo()
     events: bool | None = None  # whether it sends task events; None: unknown
+    sends_events: bool = False  # its current process has sent one
     estimator: MissedEventEstimator | None = None
     last_start: float = 0.0  # timestamp of its newest task-started
     last_start_pid: int | None = None  # of the process that sent it, …
@@ -184,9 +202,9 @@ class Worker(Struct, gc=False):
 
     def on_task_event(self, event: Event) -> None:
         """Record a task event of this worker."""
-        if self.events is False:
-            self.estimator = None  # task events are on now; those before are not missed
-        self.events = True
+        if not self.events:  # they are on now; those of earlier tasks were not sent
+            self.estimator = self.new_process = None
+        self.events = self.sends_events = True
         if event.type == "task-started":
             self.idle_since = None
             self.last_start = event.timestamp
@@ -222,6 +240,7 @@ class Worker(Struct, gc=False):
         self._describe(event, now)
         if process is not newest:
             self._close_estimate()
+            self.sends_events = self.sends_events if newest is None else self._has_started_in(process, event)
         self.shared = self.processes.is_shared(now.listening, silence)
         if observation.is_new and newest is not None:
             starts = self.recent_starts if self.last_start_pid == process.pid else 0
@@ -260,7 +279,14 @@ class Worker(Struct, gc=False):
         """
         self._close_estimate()
         self.processes, self.new_process, self.recent_starts = Processes(), None, 0
-        self.last_seen, self.is_resumed = NEVER, True
+        self.last_seen, self.is_resumed, self.sends_events = NEVER, True, False
+
+    def interrupt(self) -> None:
+        """Expect that events were lost: the event subscription was closed for a while."""
+        if self.estimator is not None:
+            self.estimator.is_interrupted = True
+            if not self.sends_events:  # its first events may be among them
+                self.estimator.silent_since = None
 
     def has_process(self, pid: int | None) -> bool:
         """Return whether a process with this pid is known."""
@@ -281,6 +307,11 @@ class Worker(Struct, gc=False):
         interval = min(self.freq or 0.0, MAX_HEARTBEAT_SECONDS)
         return max(PROCESS_SILENCE_SECONDS, MAX_MISSED_HEARTBEATS * interval)
 
+    def _has_started_in(self, process: Process, event: Event) -> bool:
+        """Return whether a process sent a `task-started` before `event`, its first worker event."""
+        is_later = event.type != "worker-online" or self.last_start > event.timestamp
+        return is_later and self.recent_starts > 0 and self.last_start_pid == process.pid
+
     def _add_missed_at_start(self, new_process: NewProcess) -> None:
         """Count the events that a process sent before its first received one, if it replaced another one.
 
@@ -288,11 +319,11 @@ class Worker(Struct, gc=False):
         """
         if self.shared:
             self.new_process = None
-        elif self.restarts > new_process.restarts:
+        elif self.sends_events and self.restarts > new_process.restarts:
             self.new_process = None
             unsure = self.estimator.unsure_at_first if self.estimator else 0
             missing = max(0, new_process.processed - new_process.received_starts - unsure)
-            if missing and self.events and self.is_whole and not self.info.silent_tasks:
+            if missing and self.is_whole and not self.info.silent_tasks:
                 self.missed_before = min(self.missed_before + missing, MAX_PROCESSED)
                 self.missed = min(self.missed + missing, MAX_PROCESSED)
 
@@ -323,14 +354,29 @@ class Worker(Struct, gc=False):
             unsure = int(self.last_start > timestamp - MAX_START_OFFSET_SECONDS)
             self.estimator = MissedEventEstimator(processed, timestamp, timestamp, unsure_at_first=unsure)
             return
-        missed = self.estimator.on_heartbeat(processed, timestamp)
+        missed = self.estimator.on_heartbeat(processed, timestamp, self._max_heartbeat_interval())
         if self.info.silent_tasks:  # it runs tasks without events
-            return
-        if self.estimator.silent_heartbeats >= SILENT_HEARTBEATS[self.events]:
-            self.events = False
+            self.events = self.events or None
+        elif self._is_silent(self.estimator):
+            self.events = self.sends_events = False
             self._close_estimate()
-        elif self.events:
+        elif self.sends_events and self.estimator.silent_since is None:
             self.missed = min(self.missed_before + missed, MAX_PROCESSED)
+
+    def _max_heartbeat_interval(self) -> float:
+        """Return the seconds by which a heartbeat follows the previous one if none between them was lost."""
+        if self.info.pool == "solo":
+            return math.inf
+        return MAX_HEARTBEAT_PERIODS * (self.freq or DEFAULT_HEARTBEAT_SECONDS)
+
+    def _is_silent(self, estimator: MissedEventEstimator) -> bool:
+        """Return whether task events are off: tasks were processed, and no event of them arrived.
+
+        A process that has sent events before may send some that are lost. Its next event shows that.
+        """
+        if estimator.silent_heartbeats >= SILENT_HEARTBEATS[self.events]:
+            return True
+        return not self.sends_events and estimator.is_silent()
 
     def _close_estimate(self) -> None:
         self.missed_before, self.estimator = self.missed, None

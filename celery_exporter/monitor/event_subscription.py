@@ -185,6 +185,7 @@ class EventSubscription:
         if self._config.durable_queue is None:
             with self._state.lock:
                 self._state.cluster.expected.interrupt()
+                self._state.cluster.registry.interrupt()
         log.info("listening to events on %s", self._broker_url())
 
     def _read(self, stopping: threading.Event, is_held_back: Callable[[], bool]) -> None:

@@ -205,7 +205,7 @@ def missed_events(_: Snapshot, growth: Growth) -> Finding | None:
     total, tasks, window = sum(missed.values()), count(processed, "task"), duration(growth.long_seconds)
     if total > processed * _limit(EVENTS_MISSED):
         return EVENTS_MISSED.finding(missed=total, tasks=tasks, window=window, workers=names(missed))
-    return EVENTS_MISSED.ok(f"events arrived for {processed - total:,} of {tasks} processed in {window}")
+    return EVENTS_MISSED.ok(f"events were missed for {total:,} of {tasks} processed in {window}")
 
 
 def series(_: Snapshot, growth: Growth) -> Finding | None:

@@ -28,9 +28,11 @@ REPLIED = WorkerInfo(
 def test_a_worker_is_shown_by_its_events_and_answers():
     driver = ClusterDriver()
     driver.apply(
-        heartbeat(at=100, processed=3, **REPORTED), heartbeat(at=100, pid=2, processed=0, **REPORTED)
+        started("u0", at=90),
+        heartbeat(at=100, processed=3, **REPORTED),
+        heartbeat(at=100, pid=2, processed=0, **REPORTED),
     )
-    driver.apply(started(at=101), heartbeat(at=102, pid=2, processed=3, active=1, **REPORTED))
+    driver.apply(started(at=101, pid=2), heartbeat(at=102, pid=2, processed=3, active=1, **REPORTED))
     driver.apply(heartbeat(at=104, pid=2, processed=3, active=1, **REPORTED))
     driver.cluster.record_inspection({"w@h": REPLIED}, driver.timestamp())
     assert driver.shown().workers == [

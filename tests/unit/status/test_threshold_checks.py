@@ -214,14 +214,15 @@ def test_silent_workers_are_distinguished_from_stopped_ones():
 
 
 def test_tasks_that_workers_processed_and_of_which_no_event_came(sampled):
-    """Ten were processed after the first heartbeat, and of one there was a start."""
+    """Eleven were processed after the first heartbeat, and of the last one there was a start."""
     first, *heartbeats = [heartbeat(at=2 + 2 * n, processed=count) for n, count in enumerate((0, 10, 10, 10))]
     sampled.driver.apply(started("u0", at=1), first)
     sampled.driver.now += 60
     sampled.add_sample()
-    sampled.driver.apply(*heartbeats)
+    sampled.driver.apply(*heartbeats, started("u1", at=9))
+    sampled.driver.apply(*(heartbeat(at=at, processed=11) for at in (10, 12)))
     finding = sampled.findings()["missed-events"]
-    message = "no events for 10 of 10 tasks processed in 60 s: w@h"
+    message = "no events for 10 of 11 tasks processed in 60 s: w@h"
     assert (finding.severity, finding.message) == ("warning", message)
     assert "--event-queue-durable" in finding.remedy
     sampled.add_sample()
@@ -301,6 +302,7 @@ def test_tasks_before_the_first_heartbeat_are_in_no_window(sampled):
     heartbeats = [
         heartbeat(at=4 + 2 * n, processed=1_000_000 + count) for n, count in enumerate((10, 20, 20, 20))
     ]
-    sampled.driver.apply(*heartbeats)
+    sampled.driver.apply(*heartbeats, started("u1", at=11))
+    sampled.driver.apply(*(heartbeat(at=at, processed=1_000_021) for at in (12, 14)))
     finding = sampled.findings()["missed-events"]
-    assert (finding.severity, " of 20 tasks " in finding.message) == ("warning", True)
+    assert (finding.severity, " of 21 tasks " in finding.message) == ("warning", True)
