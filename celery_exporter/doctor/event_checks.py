@@ -21,6 +21,7 @@ from celery_exporter.doctor.problems import (
     NO_FIRST_EVENT,
     OTHER_EXCHANGE,
     STOPPED_EARLY,
+    TASK_EVENTS_UNKNOWN,
     TASK_SENT_EVENTS_OFF,
 )
 from celery_exporter.doctor.remedies import (
@@ -153,7 +154,7 @@ def _serializer(result: ListenResult, config: MonitorConfig) -> Finding | None:
 
 
 def _task_events(result: ListenResult, finding: Finding | None) -> Finding | None:
-    """Add what the configuration of workers that ran no task shows about their task events."""
+    """Add what the configuration of workers that sent no task event shows about these."""
     up = workers_up(result.snapshot)
     if finding is None or finding.severity != "ok" or all(worker.events for worker in up):
         return None
@@ -161,6 +162,9 @@ def _task_events(result: ListenResult, finding: Finding | None) -> Finding | Non
     unknown = [worker for worker in up if not worker.events and worker.name not in enabled]
     if not unknown:
         return NO_TASK_EVENTS.ok(f"task events arrive from, or are on in the configuration of, {names(up)}")
+    busy = [worker for worker in unknown if worker.name in result.busy]
+    if busy:
+        return TASK_EVENTS_UNKNOWN.finding(workers=names(busy))
     return NO_TASK_EVENTS.ok(
         f"no task ran on {names(unknown)}, so it is unknown whether task events are on; to be sure: "
         f"{ENABLE_EVENTS}"
@@ -168,12 +172,12 @@ def _task_events(result: ListenResult, finding: Finding | None) -> Finding | Non
 
 
 def _task_sent_events(result: ListenResult, finding: Finding | None) -> Finding | None:
-    """Use the configuration of workers where these received no task meanwhile."""
+    """Use the configuration of workers where no task-received event arrived meanwhile."""
     if finding is not None or not result.configurations:
         return None
     if all(reply.task_send_sent_event for _, reply in result.configurations):
         return TASK_SENT_EVENTS_OFF.ok(
-            "workers received no task, so it is unknown whether clients publish task-sent; "
+            "no task-received event arrived, so it is unknown whether clients publish task-sent; "
             "task_send_sent_event is on in the workers' configuration"
         )
     return TASK_SENT_EVENTS_OFF.finding(seconds=result.snapshot.exporter.listening)

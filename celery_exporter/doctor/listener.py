@@ -41,6 +41,7 @@ class ListenResult(Struct, frozen=True):
     content_types: dict[str, int]  # → number of messages
     first_event_seconds: float | None  # after the subscription
     configurations: list[tuple[str, Configuration]]  # each reply, by node name; one name may occur twice
+    busy: frozenset[str] = frozenset()  # workers that processed tasks meanwhile
     stopped_early: bool = False  # by the user
 
 
@@ -101,9 +102,13 @@ def listen(
     try:
         configurations = _inspect(config.broker, say)
         last_progress = 0.0
+        first_processed: dict[str, int] = {}
         while True:
             snapshot = monitor.snapshot()
             growth = monitor.growth(snapshot)
+            for worker in snapshot.workers:
+                if worker.heartbeat is not None:
+                    first_processed.setdefault(worker.name, worker.processed_total)
             now = time.monotonic()
             stopped_early = is_stopped()
             if stopped_early or now > end or _is_complete(snapshot, growth):
@@ -113,6 +118,7 @@ def listen(
                     dict(consumer.content_types),
                     consumer.first_event_seconds,
                     configurations,
+                    _busy(snapshot, first_processed),
                     stopped_early,
                 )
             if now > last_progress + PROGRESS_INTERVAL_SECONDS:
@@ -122,6 +128,15 @@ def listen(
     finally:
         monitor.stop()
         monitor.join(time.monotonic() + STOP_TIMEOUT_SECONDS)
+
+
+def _busy(snapshot: Snapshot, first_processed: dict[str, int]) -> frozenset[str]:
+    """Return the workers that have processed more tasks than by their first heartbeat."""
+    return frozenset(
+        worker.name
+        for worker in snapshot.workers
+        if worker.processed_total > first_processed.get(worker.name, worker.processed_total)
+    )
 
 
 def _inspect(config: BrokerConfig, say: Callable[[str], None]) -> list[tuple[str, Configuration]]:

@@ -9,7 +9,7 @@ refuses a connection is in remedies.py. The table of checks in the docs is gener
 from __future__ import annotations
 
 from celery_exporter.status.finding import Problem
-from celery_exporter.status.problems import ENABLE_TASK_SENT
+from celery_exporter.status.problems import ENABLE_EVENTS, ENABLE_TASK_SENT
 from celery_exporter.status.worker_checks import LONGEST_HEARTBEAT_INTERVAL_SECONDS
 
 # -- sinks -----------------------------------------------------------------------------------------------
@@ -204,10 +204,16 @@ CONTENT_TYPE_REJECTED = Problem(
     "events arrive as {content_types}, which is not accepted here",
     "event_serializer = 'json' in the workers' configuration{or_accept_content}",
 )
+TASK_EVENTS_UNKNOWN = Problem(
+    "task-events",
+    "warning",
+    "tasks ran on {workers}, and no event of them has arrived so far",
+    f"listen longer: --seconds 30; or to be sure: {ENABLE_EVENTS}",
+)
 TASK_SENT_EVENTS_OFF = Problem(
     "task-sent-events",
     "warning",
-    "workers received no task in {seconds:.0f} s, so it is unknown whether clients publish task-sent; "
+    "no task-received event arrived in {seconds:.0f} s, so it is unknown whether clients publish task-sent; "
     "task_send_sent_event is off in the workers' configuration",
     ENABLE_TASK_SENT,
 )

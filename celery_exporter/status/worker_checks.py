@@ -106,7 +106,7 @@ def task_events(snapshot: Snapshot, _: Growth) -> Finding | None:
         return NO_TASK_EVENTS.ok(f"task events arrive from {names(sending)}")
     if not up or not has_discovered(snapshot):
         return None
-    return NO_TASK_EVENTS.ok("no task has run yet, so it is unknown whether workers send task events")
+    return NO_TASK_EVENTS.ok("no task event has arrived yet, so it is unknown whether workers send them")
 
 
 def task_sent_events(snapshot: Snapshot, growth: Growth) -> Finding | None:

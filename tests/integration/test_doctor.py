@@ -1013,6 +1013,24 @@ def test_the_remedy_for_workers_without_events_starts_the_metrics(running, tmp_p
     assert exporter.text().count(message) == 1
 
 
+def test_one_batch_of_tasks_shows_that_task_events_are_off(running, tmp_path, redis_broker):
+    """No task-received event arrives either, which does not mean that no task was received."""
+    url = redis_broker.url
+    running(Worker(tmp_path / "worker", url, "w@box", events=False))
+    command = [sys.executable, "-m", "celery_exporter", "doctor", "--broker-url", url, "--seconds", "20"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stderr if line.endswith("workers 1\n"))
+        with make_client(url, task_send_sent_event=False) as client:
+            for _ in range(10):
+                client.send_task("tasks.succeed", queue="celery")
+        stdout, _, _ = communicate(process)
+    assert process.returncode == 2
+    lines = [" ".join(line.split()) for line in stdout.splitlines()]
+    assert "CRITICAL task-events no task events from worker w@box" in lines, stdout
+    unknown = r"warning task-sent-events no task-received event arrived in \d+ s, so it is unknown whether "
+    assert any(re.match(unknown, line) for line in lines), stdout
+
+
 def test_the_text_output_has_a_line_per_check_and_its_remedy(running, tmp_path):
     """It does not contain the password."""
     server = running(RedisServer(tmp_path / "redis", password="s3cret"))

@@ -63,11 +63,24 @@ def test_the_configuration_of_an_idle_worker_may_tell_that_it_sends_task_events(
     assert ("to be sure: celery -A yourapp control enable_events" in finding.message) is not known
 
 
+@pytest.mark.parametrize(
+    ("configuration", "severity"), [({}, "warning"), ({"worker_send_task_events": True}, "ok")]
+)
+def test_a_worker_that_processed_tasks_without_an_event_so_far_is_a_warning(configuration, severity):
+    """The exporter waits some seconds for the events of the last tasks."""
+    replies = {"w@h": Configuration(**configuration)}
+    finding = findings(heartbeat(), replies=replies, busy=frozenset({"w@h"}))["task-events"]
+    assert finding.severity == severity
+    if severity == "warning":
+        assert finding.message == "tasks ran on w@h, and no event of them has arrived so far"
+
+
 def test_the_configuration_of_workers_may_tell_whether_task_sent_events_are_on():
     off, on = Configuration(), Configuration(task_send_sent_event=True)
     finding = findings(heartbeat(), replies={"w@h": off})["task-sent-events"]
     assert finding.severity == "warning"
-    assert finding.message.startswith("workers received no task in 6 s, so it is unknown whether clients")
+    message = "no task-received event arrived in 6 s, so it is unknown whether clients publish task-sent"
+    assert finding.message.startswith(message)
     finding = findings(heartbeat(), replies={"w@h": on})["task-sent-events"]
     assert (finding.severity, "it is unknown whether clients" in finding.message) == ("ok", True)
     assert findings(heartbeat(), received(), replies={"w@h": on})["task-sent-events"].severity == "warning"
