@@ -9,7 +9,7 @@ refuses a connection is in remedies.py. The table of checks in the docs is gener
 from __future__ import annotations
 
 from celery_exporter.status.finding import Problem
-from celery_exporter.status.problems import ENABLE_EVENTS, ENABLE_TASK_SENT
+from celery_exporter.status.problems import CORRECT_ADDRESS, CORRECT_HOST, ENABLE_EVENTS, ENABLE_TASK_SENT
 from celery_exporter.status.worker_checks import LONGEST_HEARTBEAT_INTERVAL_SECONDS
 
 # -- sinks -----------------------------------------------------------------------------------------------
@@ -51,9 +51,7 @@ STATE_FILE_UNUSED = Problem(
 
 UNUSABLE_URL = Problem("url", "critical", "{error}", "--broker-url: {remedy}")
 
-_CORRECT_HOST = (
-    "correct the host in --broker-url; what this system resolves it to: getent hosts {quoted_host}"
-)
+_CORRECT_HOST = f"{CORRECT_HOST}; what this system resolves it to: getent hosts {{quoted_host}}"
 LOOKUP_TIMEOUT = Problem(
     "host", "critical", 'DNS lookup for "{host}" timed out after {seconds:.0f} s', _CORRECT_HOST
 )
@@ -69,7 +67,7 @@ CONNECT_FAILED = Problem(
     "port",
     "critical",
     "{address}: {error}",
-    "start the broker, or correct host and port in --broker-url{container_hint}",
+    f"{CORRECT_ADDRESS}{{container_hint}}",
 )
 CONTAINER_HINT = " (in a container, 127.0.0.1 is the container itself)"
 

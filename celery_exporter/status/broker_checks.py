@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from celery_exporter.core.snapshot import OutageView, Snapshot
 from celery_exporter.status.facts import DISCOVERY_SECONDS, NO_ANSWER, job, short, workers_up
 from celery_exporter.status.finding import Finding, duration
 from celery_exporter.status.problems import (
+    CORRECT_ADDRESS,
+    CORRECT_HOST,
     EVENTS_REJECTED,
     NO_EVENTS,
     NOT_SUBSCRIBED,
+    NOT_SUBSCRIBED_YET,
     PUBLISHERS_BLOCKED,
     SILENCE,
     STATE_NOT_SAVED,
@@ -18,6 +23,12 @@ from celery_exporter.status.thresholds import BY_ALERT
 
 #: Seconds for which a rejected event counts as current. Heartbeats arrive every 2 s.
 REJECTED_RECENTLY_SECONDS = 60.0
+
+#: What drivers answer if no server is reached (regular expression) → what helps.
+ADDRESS_REMEDIES = {
+    "refused|unreachable|No route to host": CORRECT_ADDRESS,
+    "not known|name resolution|No address associated": CORRECT_HOST,
+}
 
 #: A word of RabbitMQ's reason (rabbit_reader.erl: "low on memory", "low on disk") → how to end that alarm.
 ALARM_REMEDIES = {
@@ -53,11 +64,21 @@ def subscription(snapshot: Snapshot, _: Growth) -> Finding | None:
     if exporter.broker_up:
         standby = ", and another exporter receives the events" if exporter.active is False else ""
         return NOT_SUBSCRIBED.ok(f"the event subscription is open{standby}")
-    if exporter.at - exporter.started < DISCOVERY_SECONDS:
-        return None
     outage = exporter.outage or OutageView(exporter.started, "")
     error = short(outage.error) or NO_ANSWER
-    return NOT_SUBSCRIBED.finding(duration=duration(exporter.at - outage.since), error=error)
+    remedy = _address_remedy(error)
+    if exporter.at - exporter.started < DISCOVERY_SECONDS:
+        return NOT_SUBSCRIBED_YET.finding(error=error, address_remedy=remedy)
+    return NOT_SUBSCRIBED.finding(
+        duration=duration(exporter.at - outage.since), error=error, address_remedy=remedy
+    )
+
+
+def _address_remedy(error: str) -> str:
+    """Return what helps if no server is reached, to be followed by another remedy; empty if one is."""
+    remedies = (remedy for pattern, remedy in ADDRESS_REMEDIES.items() if re.search(pattern, error))
+    remedy = next(remedies, "")
+    return f"{remedy}; if that does not help, " if remedy else ""
 
 
 def event_stream(snapshot: Snapshot, _: Growth) -> Finding | None:

@@ -13,6 +13,9 @@ from celery_exporter.status.finding import Problem
 
 #: The remedy depends on the broker, which `doctor` examines.
 ASK_DOCTOR = "run celery-exporter doctor with the same options: it prints the remedy"
+#: For a host that refuses connections, and for a name without an address. `doctor` has them as well.
+CORRECT_ADDRESS = "start the broker, or correct host and port in --broker-url"
+CORRECT_HOST = "correct the host in --broker-url"
 ENABLE_EVENTS = "celery -A yourapp control enable_events"
 ENABLE_TASK_SENT = "task_send_sent_event = True in the configuration of the clients that send tasks"
 
@@ -42,8 +45,14 @@ NOT_SUBSCRIBED = Problem(
     "subscription",
     "critical",
     "no event subscription on the broker for {duration}: {error}",
-    ASK_DOCTOR,
+    f"{{address_remedy}}{ASK_DOCTOR}",
     "CeleryExporterBlind",
+)
+NOT_SUBSCRIBED_YET = Problem(
+    "subscription",
+    "warning",
+    "the exporter is starting, and the event subscription is not open yet: {error}",
+    f"{{address_remedy}}{ASK_DOCTOR}",
 )
 SILENCE = Problem(
     "event-stream",

@@ -36,6 +36,17 @@ def statuses(app):
 UP, DOWN = (200, 200, 200, 200), (200, 200, 503, 503)
 
 
+def test_the_page_of_an_exporter_that_cannot_connect_shows_no_green_result(running, tmp_path, own_server):
+    """Right after the start, when /-/ready is 503 already, and later."""
+    app = running(Exporter(tmp_path / "exporter", own_server.url))
+    page = app.get("/").text
+    assert app.get("/-/ready").status == 503
+    assert "No problems found" not in page
+    assert "the exporter is starting, and the event subscription is not open yet" in page
+    eventually(lambda: "start the broker, or correct host and port in --broker-url" in app.get("/").text, 20)
+    eventually(lambda: "no event subscription on the broker for " in app.get("/").text, 20)
+
+
 def test_a_broker_starts_after_the_exporter_and_restarts(running, tmp_path, own_server):
     """One exporter keeps its counts, and counts the tasks after each start of the broker."""
     app = running(Exporter(tmp_path / "exporter", own_server.url))

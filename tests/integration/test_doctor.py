@@ -1016,7 +1016,7 @@ def test_the_remedy_for_workers_without_events_starts_the_metrics(running, tmp_p
 def test_one_batch_of_tasks_shows_that_task_events_are_off(running, tmp_path, redis_broker):
     """No task-received event arrives either, which does not mean that no task was received."""
     url = redis_broker.url
-    running(Worker(tmp_path / "worker", url, "w@box", events=False))
+    running(Worker(tmp_path / "worker", url, "w@box", events=False, task_send_sent_event=False))
     command = [sys.executable, "-m", "celery_exporter", "doctor", "--broker-url", url, "--seconds", "20"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         next(line for line in process.stderr if line.endswith("workers 1\n"))

@@ -144,7 +144,7 @@ def test_while_the_broker_is_down_the_page_says_why_and_since_when_and_no_rate(r
         assert cells(app)["Sent"] == cells(app)["Succeeded"] == cells(app)["Run p95"] == UNKNOWN
         until_equal(
             lambda: finding(app, "subscription").get("severity"), "critical", 20
-        )  # not right at the start
+        )  # a warning right at the start
         message = finding(app, "subscription")["message"]
         assert message.startswith("no event subscription on the broker for ")
         assert "refused" in message

@@ -37,6 +37,7 @@ from celery_exporter.doctor.remedies import (
 from celery_exporter.status import problems as status_problems
 from celery_exporter.status.broker_checks import ALARM_REMEDIES
 from celery_exporter.status.finding import Problem
+from celery_exporter.status.problems import CORRECT_ADDRESS
 from celery_exporter.status.queue_checks import start_worker_command
 from tools.docgen import markdown
 
@@ -70,6 +71,7 @@ class _Values(dict[str, str]):
 
 
 _VALUES = _Values(
+    address_remedy=f"{CORRECT_ADDRESS}; if that does not help, ",
     no_fanout=why_no_events(load({"broker_url": "memory://"}, {}).monitor.broker),
     alarm_remedies="; ".join(ALARM_REMEDIES.values()),
     container_hint=CONTAINER_HINT,

@@ -6,6 +6,7 @@ import pytest
 
 from celery_exporter.core.snapshot import JobView, OutageView
 from celery_exporter.status.broker_checks import REJECTED_RECENTLY_SECONDS
+from celery_exporter.status.problems import ASK_DOCTOR
 from unit.core.cluster_driver import T0, ClusterDriver
 from unit.status.scenario import HEALTHY, findings, heartbeats
 
@@ -28,14 +29,35 @@ def test_a_state_that_cannot_be_saved_is_always_reported():
     ],
 )
 def test_a_subscription_that_is_not_open(outage, message):
-    """The driver has run for 100 s; an exporter that has just started is given time."""
+    """The driver has run for 100 s. An exporter that has just started is given time."""
     values = {"broker_up": False, "started": T0 - 20, "outage": outage}
     finding = findings(**values)["subscription"]
     assert (finding.severity, finding.message) == (
         "critical",
         f"no event subscription on the broker {message}",
     )
-    assert "subscription" not in findings(**{**values, "started": T0 + 99})
+    finding = findings(**{**values, "started": T0 + 99})["subscription"]
+    assert (finding.severity, finding.alert) == ("warning", "")
+    assert finding.message.startswith("the exporter is starting, and the event subscription is not open yet")
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        ("Error 111 connecting to 127.0.0.1:6391. Connection refused.", "start the broker, or correct host"),
+        ("[Errno 113] No route to host", "start the broker, or correct host and port in --broker-url; if "),
+        ("Error -2 connecting to radis:6379. Name or service not known.", "correct the host in --broker-url"),
+        ("[Errno -3] Temporary failure in name resolution", "correct the host in --broker-url; if that does"),
+        ("WRONGPASS invalid username-password pair", ASK_DOCTOR),
+        ("", ASK_DOCTOR),
+    ],
+)
+def test_the_remedy_for_a_broker_that_is_not_reached_is_that_of_doctor(error, remedy):
+    for started in (T0, T0 + 99):
+        values = {"broker_up": False, "started": started, "outage": OutageView(T0, error)}
+        finding = findings(**values)["subscription"]
+        assert finding.remedy.startswith(remedy)
+        assert finding.remedy.endswith(ASK_DOCTOR)
 
 
 def test_a_standby_checks_only_its_subscription():
