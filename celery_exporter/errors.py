@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class BadSettingError(Exception):
     """A setting has a value that cannot be used. The text is one line: option, value, expected value."""
+
+
+class SecretValueError(ValueError):
+    """A value that may hold a secret cannot be used. The text describes it, and has no part of it."""

@@ -6,15 +6,20 @@ import os
 import re
 from pathlib import Path
 
-from celery_exporter.errors import BadSettingError
+from celery_exporter.errors import BadSettingError, SecretValueError
 
 #: Characters read of the file. A URL is shorter; a device file has no end.
 MAX_URL_LENGTH = 2**16
 
 
-def is_url(text: str) -> bool:
-    """Return whether a text starts with a scheme. Whether kombu can use the URL is checked later."""
-    return re.match(r"[\w+.:]+://", text) is not None
+def check_is_url(text: str) -> None:
+    """Raise SecretValueError if a text has no scheme. Whether kombu can use the URL is checked later."""
+    if not text.strip():
+        raise SecretValueError("an empty text")
+    if "://" not in text:
+        raise SecretValueError("a text without a scheme (there is no ://)")
+    if not re.match(r"[\w+.:]+://", text):
+        raise SecretValueError("a text without a valid scheme before ://")
 
 
 def url_from_file(path: Path, option: str = "--broker-url-file") -> str:
@@ -31,7 +36,11 @@ def url_from_file(path: Path, option: str = "--broker-url-file") -> str:
     except OSError as error:
         raise BadSettingError(f"{option}: cannot read {str(path)!r}: {error.strerror}") from None
     except ValueError:  # not UTF-8, or a NUL in the path
-        url = ""
-    if not is_url(url):
-        raise BadSettingError(f"{option}: {str(path)!r} holds no URL; it takes one URL and nothing else")
+        raise BadSettingError(f"{option}: {str(path)!r} holds no URL: it is not UTF-8") from None
+    try:
+        check_is_url(url)
+    except SecretValueError as error:
+        raise BadSettingError(
+            f"{option}: {str(path)!r} holds no URL, but {error}; it takes one URL and nothing else"
+        ) from None
     return url

@@ -40,7 +40,7 @@ from celery_exporter.config.suggestions import suggestion
 from celery_exporter.core.expected import ExpectedTask
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.task_names import Pattern, shown_as
-from celery_exporter.errors import BadSettingError
+from celery_exporter.errors import BadSettingError, SecretValueError
 from celery_exporter.history.config import HistoryConfig
 from celery_exporter.metrics.config import MetricsConfig
 from celery_exporter.metrics.model import MetricOptions
@@ -347,6 +347,8 @@ def _sources(argv: Mapping[str, Any], environ: Mapping[str, str]) -> _Sources:
 def _parsed(option: Option, argument: Any, source: str) -> Any:
     try:
         return option.parse(argument)
+    except SecretValueError as error:
+        raise BadSettingError(f"{source}: got {error}; it takes {option.expects}") from None
     except ValueError:
         # A URL given to another option may hold a password.
         is_secret = option.secret or "://" in str(argument)

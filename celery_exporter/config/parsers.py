@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from celery_exporter.broker.url_file import is_url
+from celery_exporter.broker.url_file import check_is_url
 from celery_exporter.core.shards import Shard
 from celery_exporter.core.task_names import QUEUE_NAME_RULES, Pattern
 
@@ -141,8 +141,7 @@ def path(text: str) -> Path:
 
 def url(text: str) -> str:
     """Parse a URL: only its scheme is checked here."""
-    if not is_url(text):
-        raise ValueError(text)
+    check_is_url(text)
     return text
 
 

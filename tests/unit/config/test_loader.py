@@ -210,8 +210,28 @@ def test_a_wrong_value_from_the_environment_names_the_variable():
 
 
 def test_what_may_hold_a_secret_is_not_repeated():
-    assert "hunter2" not in complaint(broker_url="hunter2")
+    for url in ("hunter2", "redis//:hunter2@h/0", "hunter2@h:5672", "hunter-2://h"):
+        assert "hunter" not in complaint(broker_url=url).replace("redis://host", "")
     assert "hunter2" not in complaint(broker_transport_option=("hunter2",))
+
+
+@pytest.mark.parametrize(
+    ("url", "missing"),
+    [
+        ("redis//127.0.0.1:6379/0", "a text without a scheme (there is no ://)"),
+        ("127.0.0.1:6391", "a text without a scheme (there is no ://)"),
+        ("://127.0.0.1:6391", "a text without a valid scheme before ://"),
+        ("127.0.0.1?url=redis://h", "a text without a valid scheme before ://"),
+        (" ", "an empty text"),
+    ],
+)
+def test_what_a_text_lacks_that_is_no_broker_url(url, missing, tmp_path):
+    message = f"--broker-url: got {missing}; it takes a URL such as redis://host:6379/0"
+    assert complaint(broker_url=url).startswith(message)
+    path = tmp_path / "url"
+    path.write_text(url)
+    message = f"'{path}' holds no URL, but {missing}; it takes one URL and nothing else"
+    assert message in complaint(broker_url=None, broker_url_file=str(path))
 
 
 def test_the_url_from_a_file(tmp_path):
