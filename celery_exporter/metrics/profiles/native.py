@@ -859,7 +859,8 @@ EXPORTER_ROWS = [
     MetricFamily(
         "celery_exporter_events_missed_total",
         "counter",
-        "Started events that a worker's processed count implies and that were not received. "
+        "Started events that a worker's processed count implies and that were not received. Tasks that ran "
+        "before the first task event of a process, or with task events off, are not counted. "
         "Does not change for workers that have tasks with send_events off.",
         ("worker",),
         lambda snapshot: (((worker.name,), worker.missed) for worker in snapshot.workers),
