@@ -46,7 +46,7 @@ def test_a_subscription_that_is_not_open(outage, message):
     [
         ("Error 111 connecting to 127.0.0.1:6391. Connection refused.", "start the broker, or correct host"),
         ("[Errno 113] No route to host", "start the broker, or correct host and port in --broker-url; if "),
-        ("Error -2 connecting to broker:6379. Name or service not known.", "correct the host in --broker-url"),
+        ("Error -2 connecting to mq-01:6379. Name or service not known.", "correct the host in --broker-url"),
         ("[Errno -3] Temporary failure in name resolution", "correct the host in --broker-url; if that does"),
         ("WRONGPASS invalid username-password pair", ASK_DOCTOR),
         ("", ASK_DOCTOR),
