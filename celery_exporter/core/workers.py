@@ -85,6 +85,7 @@ class MissedEventEstimator(Struct, gc=False):
     silent_heartbeats: int = 0  # in a row: more were expected, and none was received
     silent_since: float | None = None  # timestamp of the first of them, if nothing sent before it was lost
     is_interrupted: bool = False  # events may have been lost since the newest heartbeat
+    began_off: bool = False  # task events may have been off until some time after the first heartbeat
 
     def started(self, timestamp: float) -> None:
         """Count one `task-started`."""
@@ -101,24 +102,29 @@ class MissedEventEstimator(Struct, gc=False):
         """Return whether the worker's clock was set back: its heartbeats arrive in the order of sending."""
         return timestamp < self.newest_at
 
+    def from_newest(self) -> MissedEventEstimator:
+        """Return an estimator that begins at the newest heartbeat: the first task event came after it."""
+        processed, at = self.first_processed + self.expected, self.newest_at
+        return MissedEventEstimator(processed, at, at, is_interrupted=self.is_interrupted, began_off=True)
+
+    def is_next(self, timestamp: float, max_interval: float) -> bool:
+        """Return whether a heartbeat is the next one: otherwise others were lost, and starts as well."""
+        return not self.is_interrupted and timestamp - self.newest_at <= max_interval
+
     def is_silent(self) -> bool:
         """Return whether no start of a task arrived, though the exporter listened for long enough."""
         return self.silent_since is not None and self.newest_at - self.silent_since >= START_DELAY_SECONDS
 
-    def on_heartbeat(self, processed: int, timestamp: float, max_interval: float) -> int:
-        """Compare up to the previous heartbeat; return how many starts were missed since the first one.
-
-        A heartbeat more than `max_interval` seconds after the previous one was not the next one: others were
-        lost, and starts as well.
-        """
+    def on_heartbeat(self, processed: int, timestamp: float, *, is_next: bool) -> int:
+        """Compare up to the previous heartbeat; return how many starts were missed since the first one."""
         missing = self.expected - self.received
         if missing > max(self.missed, self.unsure_at_first) + self.unsure_at_newest:
             self.missed = missing
         if processed - self.first_processed > self.expected and not self.received_since:
             self.silent_heartbeats += 1
-            if not self.is_interrupted and timestamp - self.newest_at <= max_interval:
+            if is_next:
                 self.silent_since = self.silent_since or timestamp
-        self.is_interrupted = False
+        self.is_interrupted = self.began_off = False
         self.received += self.received_since
         self.received_since = self.unsure_at_newest = 0
         self.expected, self.newest_at = processed - self.first_processed, timestamp
@@ -202,8 +208,8 @@ class Worker(Struct, gc=False):
 
     def on_task_event(self, event: Event) -> None:
         """Record a task event of this worker."""
-        if not self.events:  # they are on now; those of earlier tasks were not sent
-            self.estimator = self.new_process = None
+        if not self.sends_events:
+            self._begin_estimate()
         self.events = self.sends_events = True
         if event.type == "task-started":
             self.idle_since = None
@@ -212,6 +218,13 @@ class Worker(Struct, gc=False):
             self.last_start_pid = event.pid
             if self.estimator is not None:
                 self.estimator.started(event.timestamp)
+
+    def _begin_estimate(self) -> None:
+        """Begin at the newest heartbeat if task events were off: those of earlier tasks were not sent."""
+        if not self.events:
+            self.new_process = None
+        if self.estimator is not None and (not self.events or self.estimator.silent_since is not None):
+            self.estimator = self.estimator.from_newest()
 
     def update_liveness(self, listening: float, timeout: float) -> None:
         """Update whether it is up: it may be silent for `timeout` seconds, or longer by its heartbeats."""
@@ -348,19 +361,21 @@ class Worker(Struct, gc=False):
     def _estimate_missed(self, processed: int, timestamp: float) -> None:
         if not self.is_whole:
             return
-        if self.estimator is not None and self.estimator.is_set_back(timestamp):
-            self._close_estimate()  # timestamps no longer show which starts it has counted
-        if self.estimator is None:
+        estimator = self.estimator
+        is_next = estimator is not None and estimator.is_next(timestamp, self._max_heartbeat_interval())
+        if estimator is None or estimator.is_set_back(timestamp) or (estimator.began_off and is_next):
+            # Timestamps no longer show which starts were counted, or the first event came in this interval.
+            self._close_estimate()
             unsure = int(self.last_start > timestamp - MAX_START_OFFSET_SECONDS)
             self.estimator = MissedEventEstimator(processed, timestamp, timestamp, unsure_at_first=unsure)
             return
-        missed = self.estimator.on_heartbeat(processed, timestamp, self._max_heartbeat_interval())
+        missed = estimator.on_heartbeat(processed, timestamp, is_next=is_next)
         if self.info.silent_tasks:  # it runs tasks without events
             self.events = self.events or None
-        elif self._is_silent(self.estimator):
+        elif self._is_silent(estimator):
             self.events = self.sends_events = False
             self._close_estimate()
-        elif self.sends_events and self.estimator.silent_since is None:
+        elif self.sends_events and estimator.silent_since is None:
             self.missed = min(self.missed_before + missed, MAX_PROCESSED)
 
     def _max_heartbeat_interval(self) -> float:

@@ -142,6 +142,18 @@ def test_tasks_are_not_missed_while_task_events_are_disabled_and_enabled_again()
 def test_events_that_were_lost_with_heartbeats_are_missed_at_once():
     """The exporter was disconnected for 16 seconds."""
     assert sender_after((0, 0), (1,), (2, 1), (4, 1), (20, 31), (22, 31)).missed == 30
+    assert worker_after((0, 0), (1,), (20, 31), (22, 31)).missed == 30, "after the first event"
+
+
+def test_a_process_without_task_events_that_are_enabled_later_has_none_missed():
+    """Those of the previous process were on."""
+    driver = ClusterDriver()
+    driver.apply(started("u1", at=-0.5), heartbeat(at=0), heartbeat(at=2))
+    driver.apply(heartbeat(at=3, kind="offline"), heartbeat(at=5, kind="online", pid=2))
+    driver.apply(heartbeat(at=7, processed=10, pid=2), started("u2", at=8, pid=2))
+    driver.apply(*(heartbeat(at=at, processed=11, pid=2) for at in range(9, 20, 2)))
+    worker = driver.cluster.workers["w@h"]
+    assert (worker.events, worker.missed) == (True, 0)
 
 
 @pytest.mark.parametrize("events", [False, True])
