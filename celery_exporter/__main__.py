@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 
 from celery_exporter.runtime.signals import stop_signals
 
@@ -19,8 +20,8 @@ def main() -> None:
     from celery_exporter.cli.main import run  # noqa: PLC0415
 
     code = run()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError, AttributeError):  # stderr may be full or closed
+        sys.stderr.flush()
     # Not sys.exit: the interpreter would wait for threads that render pages.
     os._exit(code)
 

@@ -5,8 +5,10 @@ The exporter is imported only when it runs, so that --help, completion and usage
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -107,10 +109,16 @@ def run() -> int:
     """
     try:
         code = _command.main(prog_name="celery-exporter", standalone_mode=False)
+        if sys.stdout is not None:  # None: it was closed before
+            sys.stdout.flush()
     except click.Abort:
         code = EXIT_INTERRUPTED
     except click.UsageError as error:
         code = fail(_usage_error(error.format_message()), EXIT_USAGE)
     except BadSettingError as error:
         code = fail(str(error), EXIT_USAGE)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        code = fail(f"cannot write to stdout: {error.strerror}", EXIT_FAILED)
     return int(code or 0)

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -207,6 +208,22 @@ def test_a_port_in_use_ends_with_code_1_and_one_line():
         result = run_cli("--broker-url", UNREACHABLE_URL, "--host", "127.0.0.1", "--port", port)
     assert result.returncode == 1
     assert port in one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "error"),
+    [
+        (">/dev/full", 1, "celery-exporter: cannot write to stdout: No space left on device\n"),
+        (">&-", 0, ""),
+        ("2>&- >&-", 0, ""),
+    ],
+    ids=["full", "closed", "both closed"],
+)
+def test_an_output_that_takes_nothing_is_one_line_at_most(redirection, code, error):
+    command = f'exec "$0" -m celery_exporter --version {redirection}'
+    bash = ["bash", "-c", command, sys.executable]
+    result = subprocess.run(bash, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (code, error)
 
 
 def test_version_and_help_are_printed():
