@@ -169,8 +169,8 @@ def muted(manager):
 def pair(cause, name):
     """Return the labels of both alerts in a cluster of their own."""
     first, second = labels_of(cause), labels_of(name)
-    second |= {label: first[label] for label in CAUSES[cause].get("equal", ()) if label in second}
-    alerts = {cause: first, name: second}
+    shared = {label: first[label] for label in CAUSES[cause].get("equal", ()) if label in second}
+    alerts = {cause: first, name: {**second, **shared}}
     return [{**labels, "alertname": alert, "job": f"{cause} {name}"} for alert, labels in alerts.items()]
 
 
