@@ -170,8 +170,10 @@ class Tail(Process):
         return ["sh", "-c", f'exec {tail} "$0" >"$1"', str(self.path), str(output)]
 
     def shipped(self) -> list[dict]:
+        """Return the objects of the lines that it has read to their end."""
         output = self.folder / "shipped"
-        return [json.loads(line) for line in output.read_bytes().splitlines()] if output.exists() else []
+        text = output.read_bytes() if output.exists() else b""
+        return [json.loads(line) for line in text.rpartition(b"\n")[0].splitlines()]
 
 
 @on_redis
