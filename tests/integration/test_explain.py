@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import Broker
 from harness.exporter import Exporter
-from harness.servers import RabbitServer4, RedisServer, ValkeyServer
+from harness.servers import RabbitServer4, RedisServer
 from harness.time_spans import TimeSpan
 from harness.waiting import eventually
 from harness.workers import Worker
@@ -22,12 +22,6 @@ from celery_exporter.web.explain_api import MAX_ANSWER_SECONDS
 
 #: Seconds for events, inspections and queue lengths, on a quiet machine.
 DEADLINE = 30.0
-
-
-@pytest.fixture(scope="session")
-def valkey_server(tmp_path_factory):
-    with ValkeyServer(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -37,20 +37,6 @@ def place(location: MessageLocation) -> tuple[str, str | None, int | None]:
     return location.place, location.queue, location.position
 
 
-@pytest.fixture(scope="module")
-def valkey_server(tmp_path_factory):
-    with ValkeyServer(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
-@pytest.fixture(params=["redis_server", "valkey_server"])
-def server(request):
-    """A server with the protocol of Redis, empty."""
-    server = request.getfixturevalue(request.param)
-    server.clean()
-    return server
-
-
 def send(url: str, *numbers: int, queue: str = "jobs", **options: Any) -> list[str]:
     """Send one task for each number, whose id ends with it; return the ids."""
     ids = [str(uuid.UUID(int=number)) for number in numbers]

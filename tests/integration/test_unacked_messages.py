@@ -8,7 +8,6 @@ import kombu
 import pytest
 from harness.broker_marks import on_redis
 from harness.configs import broker_config
-from harness.servers import ValkeyServer
 from harness.waiting import until_equal
 
 from celery_exporter.broker.connection import connect, open_
@@ -16,20 +15,6 @@ from celery_exporter.broker.queues.factory import queue_reader_for
 from celery_exporter.broker.queues.redis_unacked import MAX_BYTES, MAX_MATCHES, MAX_MESSAGES
 from celery_exporter.core.queues import Absence
 from celery_exporter.core.routing import MAX_BINDINGS, MAX_WORDS
-
-
-@pytest.fixture(scope="module")
-def valkey_server(tmp_path_factory):
-    with ValkeyServer(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
-@pytest.fixture(params=["redis_server", "valkey_server"])
-def server(request):
-    """A server with the protocol of Redis, empty."""
-    server = request.getfixturevalue(request.param)
-    server.clean()
-    return server
 
 
 @contextmanager
