@@ -15,7 +15,7 @@ _REJECT = "reject requeue="  # celery.exceptions.Reject.__repr__
 _RETRY = "Retry(Retry(...), "
 _WRAPPER = "ExceptionWithTraceback()"
 _TRACEBACK_HEAD = "Traceback (most recent call last):\n"
-#: A thousand frames, which is Python's recursion limit, have some 100,000 characters.
+#: No more is read. A thousand frames, which is Python's recursion limit, have some 100,000 characters.
 MAX_TRACEBACK_CHARACTERS = 2**18
 _after_frames = re.compile(r"\n(?![ \t])")
 _raised_class = re.compile(r"([\w.]{1,255})(?=:|\s|\Z)")
@@ -54,7 +54,8 @@ def read_traceback(event: Event) -> None:
         name = _class_in_traceback(event.traceback or "")
         event.exception = f"{name}()" if name else None
     if event.traceback is not None and event.traceback != RETRIES_EXCEEDED:
-        event.traceback = RETRIES_EXCEEDED if _no_retry_left.search(event.traceback) else None
+        is_exceeded = _no_retry_left.search(event.traceback, 0, MAX_TRACEBACK_CHARACTERS)
+        event.traceback = RETRIES_EXCEEDED if is_exceeded else None
 
 
 def _class_in_traceback(traceback: str) -> str | None:
