@@ -75,11 +75,13 @@ class RecentEnds:
         if not self._ends:
             self._ends.clear()  # releases the memory that the dict took when it was full
 
-    def is_repeated(self, task: Task, event: Event, state: State) -> bool:
+    def is_repeated(self, task: Task, event: Event, state: State, listening: float) -> bool:
         """Return whether the event reports an end in this state that is counted already."""
         worker, bucket = event.hostname, task.bucket
         is_over, is_last = bucket.state is None, task.ended_by() == worker
         end = self._ends.get((task.uuid, worker))
+        if end is not None and end.listening < listening - RETENTION_SECONDS:
+            end = None  # `expire` is called from time to time only, and at other times after a restart
         if (
             is_over
             and is_last

@@ -122,9 +122,11 @@ class TaskUpdates:
 
     def _apply_unusual(self, task: Task, event: Event, now: Timestamp) -> list[Task] | None:
         """Do the same as `apply` for an event that is not the expected next one."""
-        if event.type in self.repeated and self.ends.is_repeated(task, event, EFFECTS[event.type].counts):
-            self.repeated[event.type] += 1
-            return None
+        if event.type in self.repeated:
+            state = EFFECTS[event.type].counts
+            if self.ends.is_repeated(task, event, state, now.listening):
+                self.repeated[event.type] += 1
+                return None
         surplus = self._apply_to_history(task.expand(), task, event, now)
         task.compact()
         return surplus
